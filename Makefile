@@ -1,0 +1,144 @@
+# Everything runs in a local virtual environment that the first target makes
+# and the others use again; pip runs only after pyproject.toml has changed.
+#
+#   make demo              train and run a network with early exits
+#   make demo DATA=mnist   the same on a data set from TFDS
+#   make test              run the tests, as continuous integration does
+#   make help              all targets
+#
+# PYTHON=/path/to/python picks the Python that the environment is made from,
+# VENV=folder the place of the environment.
+
+VENV ?= .venv
+DATA ?=
+ARGS ?=
+BENCH ?= $(wildcard benchmarks/[a-z]*.py)
+
+BIN := $(VENV)/bin/python
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+CANDIDATES := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
+USABLE := import ensurepip, sys, venv; \
+	sys.exit(not (3, 11) <= sys.version_info < (3, 14))
+
+# Tests need what the demo needs and more, so one environment serves both.
+DEMO_EXTRAS := data,report
+TEST_EXTRAS := test
+LINT_EXTRAS := lint
+DOCS_EXTRAS := docs
+
+# Quiet, so that what is printed are the steps and what went wrong.
+INSTALL := $(BIN) -m pip install --quiet --disable-pip-version-check \
+	--no-input --editable
+
+.PHONY: help venv demo test test-long test-faults test-fuzz lint format bench \
+	docs clean distclean
+
+help:
+	@echo "make demo        train and run a network with early exits [DATA=mnist]"
+	@echo "make test        run the tests [ARGS='-k name']"
+	@echo "make test-long   run the statistical tests, many minutes"
+	@echo "make test-faults run the tests that break things on purpose"
+	@echo "make test-fuzz   run the tests with random and broken input"
+	@echo "make lint        check style and formatting"
+	@echo "make format      mend style and formatting"
+	@echo "make bench       run the benchmarks [BENCH=benchmarks/name.py]"
+	@echo "make docs        build the documentation into site/"
+	@echo "make venv        make the virtual environment $(VENV), nothing else"
+	@echo "make clean       remove what the tools wrote"
+	@echo "make distclean   remove the virtual environment too"
+
+demo: $(VENV)/.installed-demo
+	@echo "==> Running the demo"
+	@$(BIN) examples/demo.py $(if $(DATA),--data $(DATA)) $(ARGS)
+
+test: $(VENV)/.installed-test
+	@echo "==> Running the tests"
+	@$(BIN) -m pytest $(ARGS)
+
+test-long test-faults test-fuzz: test-%: $(VENV)/.installed-test
+	@echo "==> Running the tests marked $*"
+	@$(BIN) -m pytest -m $* --timeout 3600 $(ARGS)
+
+lint: $(VENV)/.installed-lint
+	@echo "==> Checking style and formatting"
+	@$(BIN) -m ruff check .
+	@$(BIN) -m ruff format --check .
+
+format: $(VENV)/.installed-lint
+	@echo "==> Mending style and formatting"
+	@$(BIN) -m ruff check --fix .
+	@$(BIN) -m ruff format .
+
+bench: $(VENV)/.installed-demo
+	@for file in $(BENCH); do \
+		echo "==> Running $$file"; \
+		$(BIN) $$file $(ARGS) || exit 1; \
+	done
+
+docs: $(VENV)/.installed-docs
+	@echo "==> Building the documentation into site/"
+	@$(BIN) -m mkdocs build --quiet --strict
+
+venv: $(VENV)/.made
+
+$(VENV)/.installed-demo: pyproject.toml $(VENV)/.made
+	@echo "==> Installing keras_earlyexit with TensorFlow, data sets and" \
+		"plots into $(VENV) (about 2 GB, some minutes; once)"
+	@$(INSTALL) '.[$(DEMO_EXTRAS)]'
+	@touch $@
+
+$(VENV)/.installed-test: pyproject.toml $(VENV)/.made
+	@echo "==> Installing keras_earlyexit with everything that the tests" \
+		"need into $(VENV) (about 3 GB, some minutes; once)"
+	@$(INSTALL) '.[$(TEST_EXTRAS)]'
+	@touch $@ $(VENV)/.installed-demo $(VENV)/.installed-lint
+
+$(VENV)/.installed-lint: pyproject.toml $(VENV)/.made
+	@echo "==> Installing keras_earlyexit and the linter into $(VENV)"
+	@$(INSTALL) '.[$(LINT_EXTRAS)]'
+	@touch $@
+
+$(VENV)/.installed-docs: pyproject.toml $(VENV)/.made
+	@echo "==> Installing keras_earlyexit and mkdocs into $(VENV)"
+	@$(INSTALL) '.[$(DOCS_EXTRAS)]'
+	@touch $@
+
+# `python -m venv` also mends an environment that was left half made or whose
+# Python is gone. A Python without ensurepip (Debian has it in a package of its
+# own) could make none.
+ifeq ($(wildcard $(BIN)),)
+.PHONY: $(VENV)/.made
+endif
+$(VENV)/.made:
+	@python=''; \
+	for candidate in $(CANDIDATES); do \
+		if "$$candidate" -c '$(USABLE)' 2>/dev/null; then \
+			python=$$candidate; break; \
+		fi; \
+	done; \
+	if [ -z "$$python" ]; then \
+		echo "No usable Python found. Needed is Python 3.11, 3.12 or 3.13" \
+			"with venv and pip (Debian, Ubuntu: install python3-venv)." \
+			"Tried: $(CANDIDATES). Name one:" \
+			"make PYTHON=/path/to/python" >&2; \
+		exit 1; \
+	fi; \
+	echo "==> Making a virtual environment in $(VENV) with" \
+		"$$("$$python" --version)"; \
+	"$$python" -m venv $(VENV)
+	@touch $@
+
+clean:
+	@echo "==> Removing what the tools wrote"
+	@rm -rf build dist site htmlcov .coverage .pytest_cache .ruff_cache \
+		.hypothesis
+	@find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune \
+		-exec rm -rf {} +
+
+distclean: clean
+	@echo "==> Removing $(VENV)"
+	@rm -rf $(VENV)

@@ -1,0 +1,60 @@
+"""Early exits for Keras: easy samples leave early, the rest is skipped.
+
+`import keras_earlyexit as ee` is lazy: neither Keras nor scipy is loaded until
+a name is used for the first time. What `keras.models.load_model` needs to know
+is registered as soon as Keras itself is imported, before or after this
+package.
+"""
+
+import importlib
+from importlib import metadata
+
+from keras_earlyexit import _register
+
+_HOMES = {
+    "EarlyExitModel": "model",
+    "ExitBlock": "blocks",
+    "ExitResult": "results",
+    "Router": "routing",
+    "add_exits": "building",
+    "strip_exits": "building",
+}
+_MODULES = (
+    "backbones",
+    "blocks",
+    "calibration",
+    "cost",
+    "datasets",
+    "losses",
+    "model",
+    "objectives",
+    "placement",
+    "plots",
+    "policies",
+    "routing",
+    "surgery",
+    "tasks",
+)
+
+__all__ = sorted(["__version__", *_HOMES, *_MODULES])
+
+
+def __getattr__(name):
+    if name in _HOMES:
+        module = importlib.import_module(f"{__name__}.{_HOMES[name]}")
+        value = getattr(module, name)
+    elif name in _MODULES:
+        value = importlib.import_module(f"{__name__}.{name}")
+    elif name == "__version__":
+        value = metadata.version("keras-earlyexit")
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__():
+    return __all__
+
+
+_register.when_keras_is_imported()

@@ -1,0 +1,264 @@
+"""Exit blocks: the layers of an early exit.
+
+A *softmax branch* gives the prediction, a *confidence branch* (one sigmoid
+unit) says whether the sample may leave. The kinds differ only in how the
+feature becomes the vector that both branches read.
+"""
+
+import keras
+from keras import layers
+
+KINDS = ("pool", "bnpool", "plain", "conv", "token")
+_CONVOLUTIONS = {3: layers.Conv1D, 4: layers.Conv2D, 5: layers.Conv3D}
+_POOLINGS = {
+    3: layers.GlobalAveragePooling1D,
+    4: layers.GlobalAveragePooling2D,
+    5: layers.GlobalAveragePooling3D,
+}
+
+
+@keras.saving.register_keras_serializable(package="keras_earlyexit")
+class ExitBlock(layers.Layer):
+    """An exit: a feature becomes a prediction and a confidence.
+
+    With z the vector that the feature is reduced to,
+    `prediction = activation(W z + b)` and `confidence = sigmoid(w.z + c)`.
+    Both are computed in float32 under mixed precision. Masks are not used.
+
+    Args:
+        units: Number of classes, labels or values.
+        kind: How the feature becomes a vector. `"pool"`: mean over all
+            positions. `"bnpool"`: batch normalisation, then the mean.
+            `"plain"`: flattened. `"conv"`: a 3-wide convolution of stride 2
+            with as many filters as channels, batch normalisation, ReLU, then
+            the mean, for exits that sit very early. `"token"`: layer
+            normalisation, then one vector of a sequence (see `token`).
+        activation: Activation of the prediction: `"softmax"`, `"sigmoid"`, or
+            `"linear"` for logits and for values.
+        token: For kind `"token"`: `"mean"` of all tokens, or the `"first"`
+            (a class token).
+        data_format: `"channels_last"` or `"channels_first"`; `None` takes
+            Keras' default. Ignored by `"plain"` and `"token"`.
+        **kwargs: `name`, `dtype`, `trainable`.
+
+    Input shape:
+        `(batch, ..., channels)`: a vector, sequence, image or volume.
+
+    Output shape:
+        A tuple: prediction `(batch, units)` and confidence `(batch, 1)`.
+
+    Raises:
+        ValueError: For an unknown kind, or one that the feature's shape does
+            not allow.
+
+    Example:
+
+    ```python
+    inputs = keras.Input((32, 32, 3))
+    x = keras.layers.Conv2D(16, 3, activation="relu")(inputs)
+    prediction, confidence = ee.ExitBlock(10, name="exit_0")(x)
+    ```
+
+    Reference:
+        Demir and Akbas, Early-exit Convolutional Neural Networks,
+        arXiv 2409.05336 (`pool`, `bnpool`, `plain`).
+    """
+
+    def __init__(
+        self,
+        units,
+        kind="pool",
+        activation="softmax",
+        token="mean",
+        data_format=None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        if kind not in KINDS:
+            raise ValueError(
+                f"Expected `kind` to be one of {', '.join(KINDS)}. Received: "
+                f"kind={kind!r} (of type {type(kind).__name__})."
+            )
+        if token not in ("mean", "first"):
+            raise ValueError(
+                "Expected `token` to be 'mean' or 'first'. Received: "
+                f"token={token!r}."
+            )
+        self.units = units
+        self.kind = kind
+        self.activation = keras.activations.get(activation)
+        self.token = token
+        self.data_format = data_format or keras.config.image_data_format()
+
+    def build(self, feature_shape):
+        feature_shape = tuple(feature_shape)
+        self.reduction = self._reduction_layers(feature_shape)
+        shape = feature_shape
+        for layer in self.reduction:
+            layer.build(shape)
+            shape = layer.compute_output_shape(shape)
+        if self.kind == "token" and self.token == "first":
+            shape = (shape[0], shape[-1])
+        if shape[-1] is None:
+            raise ValueError(
+                f"Exit block '{self.name}' of kind {self.kind!r} cannot take "
+                f"a feature of shape {feature_shape}: the size of the vector "
+                "behind it is unknown. Choose a kind that pools, such as "
+                "'pool', or give the model a fixed input shape."
+            )
+        head_dtype = "float64" if self.compute_dtype == "float64" else "float32"
+        self.prediction_branch = layers.Dense(
+            self.units,
+            activation=self.activation,
+            dtype=head_dtype,
+            name="prediction_branch",
+        )
+        self.confidence_branch = layers.Dense(
+            1, activation="sigmoid", dtype=head_dtype, name="confidence_branch"
+        )
+        self.prediction_branch.build(shape)
+        self.confidence_branch.build(shape)
+        self.built = True
+
+    def call(self, feature, training=None):
+        vector = feature
+        for layer in self.reduction:
+            if isinstance(layer, layers.BatchNormalization):
+                vector = layer(vector, training=training)
+            else:
+                vector = layer(vector)
+        if self.kind == "token" and self.token == "first":
+            vector = vector[:, 0, :]
+        return self.prediction_branch(vector), self.confidence_branch(vector)
+
+    def _reduction_layers(self, shape):
+        """The layers that turn a feature of `shape` into a vector."""
+        rank = len(shape)
+        if self.kind == "plain":
+            return [layers.Flatten(dtype=self.dtype_policy)]
+        if self.kind == "token":
+            self._check_rank(rank, (3,), "(batch, tokens, channels)")
+            norm = layers.LayerNormalization(
+                epsilon=1e-6, dtype=self.dtype_policy
+            )
+            if self.token == "first":
+                return [norm]
+            return [norm, layers.GlobalAveragePooling1D(**self._format(False))]
+        self._check_rank(rank, (2, 3, 4, 5), "(batch, ..., channels)")
+        found = []
+        if self.kind == "bnpool":
+            found = [self._batch_normalization(rank)]
+        if self.kind == "conv":
+            self._check_rank(rank, (3, 4, 5), "(batch, positions, channels)")
+            axis = self._channel_axis(rank)
+            found = [
+                _CONVOLUTIONS[rank](
+                    shape[axis],
+                    3,
+                    strides=2,
+                    padding="same",
+                    use_bias=False,
+                    kernel_initializer="he_normal",
+                    **self._format(True),
+                ),
+                self._batch_normalization(rank),
+                layers.ReLU(dtype=self.dtype_policy),
+            ]
+        if rank > 2:
+            found.append(_POOLINGS[rank](**self._format(True)))
+        return found
+
+    def _batch_normalization(self, rank):
+        return layers.BatchNormalization(
+            axis=self._channel_axis(rank), dtype=self.dtype_policy
+        )
+
+    def _channel_axis(self, rank):
+        first = self.data_format == "channels_first" and rank > 2
+        return 1 if first else rank - 1
+
+    def _format(self, own):
+        data_format = self.data_format if own else "channels_last"
+        return {"data_format": data_format, "dtype": self.dtype_policy}
+
+    def _check_rank(self, rank, allowed, wanted):
+        if rank not in allowed:
+            raise ValueError(
+                f"Exit block '{self.name}' of kind {self.kind!r} expects a "
+                f"feature of shape {wanted}. Received: a feature with {rank} "
+                "axes. Choose another `block`, or hang the exit elsewhere."
+            )
+
+    def compute_output_spec(self, feature, training=None):
+        dtype = self.prediction_branch.compute_dtype
+        return (
+            keras.KerasTensor((feature.shape[0], self.units), dtype=dtype),
+            keras.KerasTensor((feature.shape[0], 1), dtype=dtype),
+        )
+
+    def compute_output_shape(self, feature_shape):
+        return (feature_shape[0], self.units), (feature_shape[0], 1)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "units": self.units,
+            "kind": self.kind,
+            "activation": keras.activations.serialize(self.activation),
+            "token": self.token,
+            "data_format": self.data_format,
+        }
+
+
+def attach(block, feature, head, name):
+    """Hangs an exit block on a feature.
+
+    Args:
+        block: A kind of `ExitBlock`, an `ExitBlock` (copied for each exit, its
+            units and activation taken from the head), or a callable. The
+            callable gets the feature (a `KerasTensor`) and returns either the
+            vector that both branches read, or `(prediction, confidence)`.
+        feature: The feature, a `KerasTensor`.
+        head: The model's `tasks.Head`.
+        name: Name of the exit.
+
+    Returns:
+        `(prediction, confidence)`, two `KerasTensor`.
+
+    Raises:
+        TypeError: If `block` is none of these.
+        ValueError: If what a callable returns has the wrong shape.
+    """
+    if isinstance(block, ExitBlock):
+        config = {**block.get_config(), **_head_config(head), "name": name}
+        return ExitBlock.from_config(config)(feature)
+    if isinstance(block, str):
+        return ExitBlock(kind=block, name=name, **_head_config(head))(feature)
+    if not callable(block):
+        raise TypeError(
+            f"Expected `block` to be one of {', '.join(KINDS)}, an ExitBlock, "
+            f"or a callable. Received: block={block!r} (of type "
+            f"{type(block).__name__})."
+        )
+    made = block(feature)
+    if not isinstance(made, (list, tuple)):
+        if len(made.shape) != 2:
+            raise ValueError(
+                "Expected the `block` callable to return a vector of shape "
+                "(batch, channels), or a tuple (prediction, confidence). "
+                f"Received: a tensor of shape {made.shape} for '{name}'."
+            )
+        return ExitBlock(name=name, **_head_config(head))(made)
+    shapes = [tuple(tensor.shape[1:]) for tensor in made]
+    if len(made) != 2 or shapes[0][-1:] != (head.units,) or shapes[1] != (1,):
+        raise ValueError(
+            "Expected the `block` callable to return a prediction of shape "
+            f"(batch, {head.units}) and a confidence of shape (batch, 1). "
+            f"Received: shapes {[(None, *shape) for shape in shapes]} for "
+            f"'{name}'."
+        )
+    return tuple(made)
+
+
+def _head_config(head):
+    return {"units": head.units, "activation": head.activation}

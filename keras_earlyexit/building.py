@@ -1,0 +1,196 @@
+"""`add_exits` and `strip_exits`: exits on, exits off."""
+
+import types
+
+import keras
+
+from keras_earlyexit import blocks, stages, surgery
+from keras_earlyexit import cost as cost_module
+from keras_earlyexit import placement as placement_module
+from keras_earlyexit.model import EarlyExitModel
+from keras_earlyexit.tasks import infer_head
+
+
+def add_exits(
+    model,
+    exits=2,
+    *,
+    placement="pareto",
+    block="pool",
+    policy=None,
+    cost="macs",
+    task=None,
+    copy=False,
+    name=None,
+):
+    """Gives a Keras model several places to answer.
+
+    The layers are shared with `model`, so training changes the weights of
+    both; nothing else about `model` changes. Its compile state is not taken
+    over: compile the result.
+
+    Args:
+        model: A built functional or `Sequential` Keras model with one output.
+        exits: Number of early exits, or a list of layer names, or a list of
+            fractions of the model's MACs in (0, 1).
+        placement: The rule that a number of exits is placed by: `"pareto"`,
+            `"fine"`, `"linear"`, `"golden"`, `"even"`, or a callable (see
+            `ee.placement`).
+        block: The exit block: `"pool"`, `"bnpool"`, `"plain"`, `"conv"`,
+            `"token"`, an `ExitBlock`, or a callable (see `ee.blocks.attach`).
+        policy: How exits are scored (a name or a `Policy`); `None` takes the
+            policy that goes with the objective given to `compile`.
+        cost: How cost is counted, `"macs"` or the EENets authors' `"eenets"`.
+        task: `"classification"`, `"multilabel"` or `"regression"`; `None`
+            reads it off the model's head.
+        copy: Whether to work on an independent copy of `model`.
+        name: Name of the result; `None` takes the model's.
+
+    Returns:
+        An `EarlyExitModel`.
+
+    Raises:
+        TypeError: If `model` is no functional or `Sequential` model.
+        ValueError: If an exit cannot be placed, or if the head does not tell
+            the task.
+
+    Example:
+
+    ```python
+    plain = ee.backbones.resnet_cifar(20, (32, 32, 3), 10)
+    model = ee.add_exits(plain, exits=2)
+    model.compile("adam")
+    model.fit(x, y)
+    answers = model.predict(x)
+    ```
+
+    Reference:
+        Demir and Akbas, Early-exit Convolutional Neural Networks,
+        arXiv 2409.05336.
+    """
+    if isinstance(model, EarlyExitModel):
+        raise TypeError(
+            f"Model '{model.name}' has exits already. Received: an "
+            "EarlyExitModel. Take them off first: "
+            "`add_exits(ee.strip_exits(model), ...)`."
+        )
+    graph = surgery.trace(model)
+    _check_graph(model, graph)
+    head = infer_head(model, graph, task)
+    if copy:
+        original, model = model, keras.models.clone_model(model)
+        model.set_weights(original.get_weights())
+        graph = surgery.trace(model)
+    places = placement_module.place(graph, exits, placement, cost)
+    _check_names(graph, len(places))
+    outputs = {}
+    for i, place in enumerate(places):
+        exit_name = stages.exit_name(i)
+        prediction, confidence = blocks.attach(
+            block, place.tensor, head, exit_name
+        )
+        outputs[exit_name] = prediction
+        outputs[stages.confidence_name(exit_name)] = confidence
+    (outputs[stages.FINAL],) = keras.tree.flatten(graph.outputs)
+    outputs[stages.FINAL_CONFIDENCE] = _final_confidence(graph)
+    net = keras.Model(graph.inputs, outputs, name=model.name)
+    return EarlyExitModel(
+        net, head, policy=policy, cost=cost, name=name or model.name
+    )
+
+
+def strip_exits(model):
+    """Takes the exits off: the plain Keras model back.
+
+    Args:
+        model: An `EarlyExitModel`.
+
+    Returns:
+        A functional Keras model that shares the weights and gives the same
+        answers as `final`. It is not compiled.
+
+    Raises:
+        TypeError: If `model` is no `EarlyExitModel`.
+
+    Example:
+
+    ```python
+    plain = ee.strip_exits(model)
+    plain.save("plain.keras")
+    ```
+    """
+    if not isinstance(model, EarlyExitModel):
+        raise TypeError(
+            "Expected an EarlyExitModel. Received: "
+            f"{model!r} (of type {type(model).__name__})."
+        )
+    net = model.net
+    return keras.Model(net.input, net.output[stages.FINAL], name=net.name)
+
+
+def _final_confidence(graph):
+    """A sigmoid unit on what the model's own head reads.
+
+    No answer depends on it, so it costs nothing when answering; a few
+    objectives train it.
+    """
+    vector = graph.calls[-1].inputs[0]
+    for call in reversed(graph.calls):
+        if cost_module.call_cost(call).macs:
+            vector = call.inputs[0]
+            break
+    if len(vector.shape) > 2:
+        axes = tuple(range(1, len(vector.shape) - 1))
+        vector = keras.ops.mean(vector, axis=axes)
+    return keras.layers.Dense(
+        1, activation="sigmoid", dtype="float32", name=stages.FINAL_CONFIDENCE
+    )(vector)
+
+
+def _check_graph(model, graph):
+    """Refuses models that cannot be routed or saved."""
+    outputs = keras.tree.flatten(graph.outputs)
+    if len(outputs) != 1:
+        raise ValueError(
+            "Expected a model with one output, its prediction. Received: "
+            f"'{model.name}' with {len(outputs)} outputs "
+            f"{[tensor.name for tensor in outputs]}. Build a model with one: "
+            "`keras.Model(model.input, model.outputs[i])`."
+        )
+    for tensor in keras.tree.flatten(graph.inputs):
+        if tensor.shape[0] is not None:
+            raise ValueError(
+                "Expected a model whose batch size is free, since fewer "
+                "samples reach every next exit. Received: input "
+                f"'{tensor.name}' of shape {tensor.shape}. Build the model "
+                "with `keras.Input(shape=...)` instead of `batch_shape`."
+            )
+    for call in graph.calls:
+        operation = call.operation
+        function = getattr(operation, "function", None)
+        if (
+            isinstance(operation, keras.layers.Lambda)
+            and isinstance(function, types.FunctionType)
+            and function.__name__ == "<lambda>"
+        ):
+            raise ValueError(
+                "Expected layers that can be saved. Received: Lambda layer "
+                f"'{call.name}' around a Python lambda, which Keras cannot "
+                "load safely. Write it with `keras.ops`, or as a layer class "
+                "with `@keras.saving.register_keras_serializable()`."
+            )
+
+
+def _check_names(graph, count):
+    """Refuses layer names that the exits need for themselves."""
+    reserved = {stages.FEATURE, stages.CARRY, stages.FINAL_CONFIDENCE}
+    reserved |= {stages.exit_name(i) for i in range(count)}
+    reserved |= {f"{stages.exit_name(i)}_score" for i in range(count)}
+    names = {tensor.name for tensor in keras.tree.flatten(graph.inputs)}
+    names |= {call.name for call in graph.calls}
+    taken = sorted(reserved & names)
+    if taken:
+        raise ValueError(
+            f"Expected the names {taken} to be free for the exits. Received: "
+            "a model whose own layers have them. Rename these layers."
+        )

@@ -1,0 +1,18 @@
+"""Settings that must stand before Keras is imported, and what tests share."""
+
+import os
+
+import pytest
+
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+# TensorFlow's notes on the processor and on missing GPUs; errors still show.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    """Every test starts from the same random state, alone or among others."""
+    import keras
+
+    keras.utils.set_random_seed(0)
