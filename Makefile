@@ -9,10 +9,11 @@
 # PYTHON=/path/to/python picks the Python that the environment is made from,
 # VENV=folder the place of the environment.
 
-VENV ?= .venv
-DATA ?=
-ARGS ?=
-BENCH ?= $(wildcard benchmarks/[a-z]*.py)
+VENV := .venv
+PYTHON :=
+DATA :=
+ARGS :=
+BENCH := $(wildcard benchmarks/[a-z]*.py)
 
 BIN := $(VENV)/bin/python
 SHELL := /bin/sh

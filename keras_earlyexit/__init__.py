@@ -16,6 +16,7 @@ _HOMES = {
     "ExitBlock": "blocks",
     "ExitResult": "results",
     "Router": "routing",
+    "calibrate": "calibration.calibrate",
     "add_exits": "building",
     "strip_exits": "building",
 }

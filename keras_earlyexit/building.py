@@ -78,9 +78,7 @@ def add_exits(
     _check_graph(model, graph)
     head = infer_head(model, graph, task)
     if copy:
-        original, model = model, keras.models.clone_model(model)
-        model.set_weights(original.get_weights())
-        graph = surgery.trace(model)
+        graph = surgery.copy(graph)
     places = placement_module.place(graph, exits, placement, cost)
     _check_names(graph, len(places))
     outputs = {}
@@ -139,9 +137,15 @@ def _final_confidence(graph):
         if cost_module.call_cost(call).macs:
             vector = call.inputs[0]
             break
+    # Named layers: the automatic name of an operation may be taken already.
+    if len(vector.shape) > 3:
+        vector = keras.layers.Reshape(
+            (-1, vector.shape[-1]), name=f"{stages.FINAL_CONFIDENCE}_positions"
+        )(vector)
     if len(vector.shape) > 2:
-        axes = tuple(range(1, len(vector.shape) - 1))
-        vector = keras.ops.mean(vector, axis=axes)
+        vector = keras.layers.GlobalAveragePooling1D(
+            data_format="channels_last", name=f"{stages.FINAL_CONFIDENCE}_pool"
+        )(vector)
     return keras.layers.Dense(
         1, activation="sigmoid", dtype="float32", name=stages.FINAL_CONFIDENCE
     )(vector)
@@ -156,6 +160,11 @@ def _check_graph(model, graph):
             f"'{model.name}' with {len(outputs)} outputs "
             f"{[tensor.name for tensor in outputs]}. Build a model with one: "
             "`keras.Model(model.input, model.outputs[i])`."
+        )
+    if surgery.producer(graph, outputs[0]) is None:
+        raise ValueError(
+            "Expected a model that computes its output. Received: "
+            f"'{model.name}', which hands on its input '{outputs[0].name}'."
         )
     for tensor in keras.tree.flatten(graph.inputs):
         if tensor.shape[0] is not None:
@@ -184,6 +193,9 @@ def _check_graph(model, graph):
 def _check_names(graph, count):
     """Refuses layer names that the exits need for themselves."""
     reserved = {stages.FEATURE, stages.CARRY, stages.FINAL_CONFIDENCE}
+    reserved |= {
+        f"{stages.FINAL_CONFIDENCE}_{part}" for part in ("positions", "pool")
+    }
     reserved |= {stages.exit_name(i) for i in range(count)}
     reserved |= {f"{stages.exit_name(i)}_score" for i in range(count)}
     names = {tensor.name for tensor in keras.tree.flatten(graph.inputs)}

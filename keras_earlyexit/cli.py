@@ -32,11 +32,10 @@ except ModuleNotFoundError:
 
 NAME = "keras-earlyexit"
 
+REQUIRED = ("keras", "numpy", "scipy")
 # Package -> the extra that brings it; None where there is none to name.
 PACKAGES = {
-    "keras": None,
-    "numpy": None,
-    "scipy": None,
+    **dict.fromkeys(REQUIRED),
     "tensorflow": "tensorflow",
     "jax": None,
     "torch": None,
@@ -48,6 +47,8 @@ PACKAGES = {
     "ai-edge-litert": "edge",
     "ray": "serve",
 }
+# Ships the data set that the demo takes if it is told no other.
+DEMO_DATA = "scikit-learn"
 
 
 class ExitCode(enum.IntEnum):
@@ -210,21 +211,26 @@ def describe_model(path):
         "file": str(path),
         "name": model.name,
         "class": type(model).__name__,
-        "inputs": _shapes(net, "inputs"),
-        "outputs": _shapes(net, "outputs"),
+        "inputs": _input_shapes(net),
+        "outputs": _output_shapes(net),
         "layers": len(net.layers),
     }
-    table = ee.cost.count(model)
+    try:
+        table = ee.cost.count(model)
+    except (TypeError, ValueError) as error:
+        raise CommandError(
+            f"The cost of '{path}' is unknown. {error}", ExitCode.INPUT
+        ) from error
     for name in ("params", "macs", "elementwise_ops", "reliable", "uncounted"):
         facts[name] = getattr(table, name)
     facts["exits"] = _describe_exits(model) if has_exits else None
     try:
         plain = ee.strip_exits(model) if has_exits else model
         places = ee.placement.candidates(plain)
-        facts["no_legal_cuts"] = None
+        reason = "nowhere but at its end is exactly one tensor alive."
     except (TypeError, ValueError) as error:
-        places = ()
-        facts["no_legal_cuts"] = str(error)
+        places, reason = (), str(error)
+    facts["no_legal_cuts"] = None if places else reason
     facts["legal_cuts"] = [
         {
             "name": place.name,
@@ -272,14 +278,17 @@ def _describe_exits(model):
     }
 
 
-def _shapes(net, kind):
-    """Name and shape of a model's `inputs` or `outputs`."""
-    tensors = getattr(net, kind, None) or ()
-    names = getattr(net, f"{kind[:-1]}_names", ())
-    return {
-        name: list(tensor.shape)
-        for name, tensor in zip(names, tensors, strict=True)
-    }
+def _input_shapes(net):
+    return {x.name: list(x.shape) for x in getattr(net, "inputs", None) or ()}
+
+
+def _output_shapes(net):
+    output = getattr(net, "output", None)
+    if not isinstance(output, dict):
+        outputs = getattr(net, "outputs", None) or ()
+        names = getattr(net, "output_names", [x.name for x in outputs])
+        output = dict(zip(names, outputs, strict=True))
+    return {name: list(tensor.shape) for name, tensor in output.items()}
 
 
 def _load(path):
@@ -298,10 +307,11 @@ def _load(path):
         with _hushed():
             return keras.models.load_model(path, compile=False)
     except Exception as error:
+        reason = str(error).partition("Full object config")[0].strip()
         raise CommandError(
-            f"Keras cannot load '{path}'. Shown are models made of the layers "
-            f"of Keras and keras_earlyexit, without code of their own.\n"
-            f"{type(error).__name__}: {error}",
+            f"Keras cannot load '{path}': it may hold layers that are neither "
+            "Keras' own nor keras_earlyexit's, or code, which this command "
+            f"never runs.\n{type(error).__name__}: {reason}",
             ExitCode.INPUT,
         ) from error
 
@@ -338,7 +348,7 @@ def _print_model(facts, every):
             ],
         )
     if facts["no_legal_cuts"]:
-        _print(f"No exit can be added. {facts['no_legal_cuts']}")
+        _print(f"No legal cut: {facts['no_legal_cuts']}")
         return
     shown = [cut for cut in facts["legal_cuts"] if every or cut["block_end"]]
     _print_table(
@@ -380,21 +390,17 @@ def examine():
     """Collects what `doctor` shows about this machine, as plain values."""
     problems = []
     versions = {name: _version(name) for name in PACKAGES}
-    for name in ("keras", "numpy", "scipy"):
+    for name in (*REQUIRED, DEMO_DATA):
         if versions[name] is None:
-            problems.append(f"{name} is missing: pip install {NAME}")
+            problems.append(f"{name} is missing: {_how_to_get(name)}")
     problems += _out_of_bounds(versions)
     backend, gpus = None, []
-    try:
-        backend = _import_keras().backend.backend()
-        gpus = _gpus(backend)
-    except CommandError as error:
-        problems.append(str(error))
-    if versions["scikit-learn"] is None:
-        problems.append(
-            "scikit-learn, which brings the demo's data set, is missing: "
-            + _how_to_get("scikit-learn")
-        )
+    if versions["keras"] is not None:
+        try:
+            backend = _import_keras().backend.backend()
+            gpus = _gpus(backend)
+        except CommandError as error:
+            problems.append(str(error))
     home = _keras_home()
     folder = os.environ.get("TFDS_DATA_DIR")
     return {
@@ -536,6 +542,8 @@ def _version(name):
 
 
 def _how_to_get(package):
+    if package in REQUIRED:
+        return f"pip install {NAME}"
     extra = PACKAGES.get(package)
     return _install(extra) if extra else f"pip install {package}"
 
@@ -549,15 +557,12 @@ def _import_keras():
     try:
         with _hushed():
             import keras
-    except ModuleNotFoundError as error:
-        raise CommandError(
-            f"Keras cannot start: {error}. {_how_to_get(error.name)}, or set "
-            "KERAS_BACKEND to a backend that is installed.",
-            ExitCode.MISSING,
-        ) from error
     except (ImportError, ValueError) as error:
+        how = "Set KERAS_BACKEND to tensorflow, jax or torch."
+        if isinstance(error, ModuleNotFoundError):
+            how = f"Install it: {_how_to_get(error.name)}\nOr: {how}"
         raise CommandError(
-            f"Keras cannot start: {error}", ExitCode.MISSING
+            f"Keras cannot start: {error}. {how}", ExitCode.MISSING
         ) from error
     return keras
 

@@ -281,25 +281,24 @@ def _calls(model):
 
 def _call_as_built(layer):
     """A call of a built layer on the shapes that it was built with."""
-    config = layer.get_build_config() if layer.built else None
-    if not config:
+    config = (layer.get_build_config() if layer.built else None) or {}
+    shapes = config.get("shapes_dict") or {"": config.get("input_shape")}
+    if isinstance(layer, keras.Function):
+        shapes = {"": keras.tree.map_structure(lambda x: x.shape, layer.input)}
+    if None in shapes.values():
         raise ValueError(
             "Expected a model or layer whose input shape is known. Received: "
             f"{layer!r} (of type {type(layer).__name__}), which is not built. "
             "Call it once on data, or call `build(input_shape)` first."
         )
-    shapes = config.get("shapes_dict") or {"": config["input_shape"]}
     tensors = [
         keras.tree.map_shape_structure(
             lambda shape: keras.KerasTensor((1, *shape[1:])), shape
         )
         for shape in shapes.values()
     ]
-    call = surgery.Call(layer, tuple(tensors), {}, ())
-    if opening.has_unknown_shape(call):
-        return call
-    calls = opening.record(layer, layer, tensors, {})
-    return calls[-1] if calls else call
+    outputs = keras.tree.flatten(layer.compute_output_spec(*tensors))
+    return surgery.Call(layer, tuple(tensors), {}, tuple(outputs))
 
 
 def _row(call, convention, batch_size, seen):

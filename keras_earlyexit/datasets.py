@@ -242,23 +242,24 @@ def pipeline(
     """
     import tensorflow as tf
 
-    x, y, recipe = _arrays(data, split, recipe, data_dir)
     if not isinstance(batch_size, numbers.Integral) or batch_size < 1:
         raise ValueError(
             "`batch_size` must be an integer, at least 1. Received "
             f"batch_size={batch_size!r} ({type(batch_size).__name__}). "
             "Use for instance 128."
         )
-    is_image = x.dtype.kind == "u"
-    if is_image or (recipe is not None and x.dtype.kind != "O"):
-        scale, offset = _scale_and_offset(x, recipe)
+    x, y, name = _arrays(data, split, data_dir)
+    is_image = x.dtype.kind == "u" or recipe is not None
+    name = recipe or name
+    if is_image:
+        scale, offset = _scale_and_offset(x, name)
     with tf.device("CPU"):
         inputs, labels = tf.constant(x), tf.constant(y)
 
     def batch(indices, seed_pair):
         x = tf.gather(inputs, indices)
         if is_image and training:
-            x = _augment(x, _recipe(recipe), seed_pair)
+            x = _augment(x, _recipe(name), seed_pair)
         if is_image:
             x = tf.cast(x, "float32") * scale + offset
         elif x.dtype.is_floating:
@@ -380,7 +381,10 @@ def _keys(info, name):
             for key, feature in features.items()
             if isinstance(feature, tfds.features.Text)
         ]
-        inputs = ["image"] if "image" in features else texts
+        others = [key for key in features if key != "label"]
+        images = [key for key in others if key == "image"]
+        groups = (images, texts, others)
+        inputs = next((group for group in groups if len(group) == 1), [])
         keys = (*inputs, "label")
     if (
         len(keys) == 2
@@ -490,20 +494,21 @@ def _split_error(name, split, names):
     )
 
 
-def _arrays(data, split, recipe, data_dir):
+def _arrays(data, split, data_dir):
     if isinstance(data, str) and split is not None:
-        return *load(data, split, data_dir), recipe or data
+        return *load(data, split, data_dir), data
     if (
         isinstance(data, (tuple, list))
         and len(data) == 2
         and len(data[0]) == len(data[1])
         and split is None
     ):
-        return np.asarray(data[0]), np.asarray(data[1]), recipe
+        return np.asarray(data[0]), np.asarray(data[1]), None
+    received = " ".join(repr(data).split())
     raise ValueError(
         "`data` must be the name of a data set, with a `split`, or a pair "
         "(x, y) of arrays of the same length, without one. "
-        f"Received data={data!r:.80} ({type(data).__name__}), "
+        f"Received data={received:.40} ({type(data).__name__}), "
         f"split={split!r} ({type(split).__name__}). "
         "Use for instance pipeline('digits', 'train') or pipeline((x, y))."
     )

@@ -1,5 +1,7 @@
 """What users hand in: arrays, tensors, datasets and generators, as batches."""
 
+import itertools
+
 import keras
 import numpy as np
 
@@ -21,8 +23,11 @@ def as_inputs(x, reference):
     if not keras.tree.is_nested(reference):
         if isinstance(x, dict) and reference.name in x:
             x = x[reference.name]
-        elif isinstance(x, (list, tuple)) and len(x) == 1:
-            (x,) = x
+        elif isinstance(x, (list, tuple)):
+            if len(x) == 1:
+                (x,) = x
+            elif x and len(getattr(x[0], "shape", ())) == len(reference.shape):
+                raise _wrong_structure(x, [reference.name])
         return _fit(x, reference)
     if isinstance(reference, dict):
         if not isinstance(x, dict) or not set(reference) <= set(x):
@@ -131,11 +136,15 @@ def as_batches(x, reference, batch_size, steps=None):
     if isinstance(x, keras.utils.PyDataset):
         total = x.num_batches
         batches = (x[i] for i in range(total))
-        return _take(_features(batches, reference), steps), steps or total
+        return itertools.islice(
+            _features(batches, reference), steps
+        ), steps or total
     if _is_arrays(x):
         inputs = as_inputs(x, reference)
         total = max(-(-num_rows(inputs) // batch_size), 1)
-        return _take(slices(inputs, batch_size), steps), steps or total
+        return itertools.islice(
+            slices(inputs, batch_size), steps
+        ), steps or total
     if not hasattr(x, "__iter__"):
         raise TypeError(
             "Expected arrays, tensors, a tf.data.Dataset, a PyDataset or an "
@@ -145,7 +154,37 @@ def as_batches(x, reference, batch_size, steps=None):
     if total is None and hasattr(x, "cardinality"):
         total = int(x.cardinality())
         total = total if total >= 0 else None
-    return _take(_features(x, reference), steps), total
+    return itertools.islice(_features(x, reference), steps), total
+
+
+def as_labelled_batches(x, y, sample_weight, reference, batch_size, steps=None):
+    """Batches of inputs with their labels and weights.
+
+    Args:
+        x, y, sample_weight: As `keras.Model.evaluate` takes them: arrays, or a
+            dataset or generator as `x` that yields (x, y) or (x, y, weight).
+        reference: The model's `input`.
+        batch_size: Rows per batch of arrays.
+        steps: Number of batches to take; `None`: all.
+
+    Yields:
+        Tuples (inputs, labels, weights or `None`).
+    """
+    if _is_arrays(x) and not isinstance(x, keras.utils.PyDataset):
+        inputs = as_inputs(x, reference)
+        data = {"x": inputs, "y": np.asarray(y)}
+        if sample_weight is not None:
+            data["weight"] = np.asarray(sample_weight)
+        parts = (
+            (d["x"], d["y"], d.get("weight")) for d in slices(data, batch_size)
+        )
+        yield from itertools.islice(parts, steps)
+        return
+    if isinstance(x, keras.utils.PyDataset):
+        x = (x[i] for i in range(x.num_batches))
+    for features, labels, *rest in itertools.islice(x, steps):
+        weight = rest[0] if rest else None
+        yield as_inputs(features, reference), labels, weight
 
 
 def _is_arrays(x):
@@ -160,10 +199,3 @@ def _features(batches, reference):
     for element in batches:
         x = element[0] if isinstance(element, tuple) else element
         yield as_inputs(x, reference)
-
-
-def _take(batches, steps):
-    for done, batch in enumerate(batches):
-        if steps is not None and done >= steps:
-            return
-        yield batch

@@ -29,7 +29,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from keras_earlyexit import opening
+from keras_earlyexit import surgery
 
 Work = collections.Counter
 
@@ -185,7 +185,7 @@ def _read_by(call):
 def _before_padding(tensor):
     # Padding zeros are not read by a pooling layer that pads by itself, so
     # neither are those of a padding layer in front of it.
-    call = opening.producer(tensor)
+    call = surgery.call_behind(tensor)
     if call is None or not isinstance(call.operation, _PADDING_LAYERS):
         return tensor
     return _before_padding(call.inputs[0])

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_earlyexit.objectives.base import as_float
 from keras_earlyexit.policies import score_of
 from keras_earlyexit.stages import FINAL, confidence_name
 
@@ -55,20 +56,23 @@ class ExitMetrics:
         ]
 
     def of_evaluation(self):
-        return [
-            *self.of_training(),
-            *(metric for metric, _ in self.routed),
-            self.routing,
-        ]
+        return [*self.of_training(), *self.of_routing()]
 
     def update_exits(self, y, outputs, sample_weight):
         for name, metric, weighted in self.per_exit:
             weight = sample_weight if weighted else None
             metric.update_state(y, outputs[name], sample_weight=weight)
 
-    def update_routed(self, y, outputs, sample_weight, policy, head):
+    def of_routing(self):
+        return [*(metric for metric, _ in self.routed), self.routing]
+
+    def update_from_outputs(self, y, outputs, sample_weight, policy, head):
+        """Updates the routed metrics from the answers of all exits."""
         leaves_at = self.routing.route(outputs, policy, head)
         prediction = self.routing.answers(outputs, leaves_at)
+        self.update_routed(y, prediction, leaves_at, sample_weight)
+
+    def update_routed(self, y, prediction, leaves_at, sample_weight):
         self.routing.update_state(leaves_at)
         for metric, weighted in self.routed:
             weight = sample_weight if weighted else None
@@ -124,11 +128,11 @@ class RoutingMetric(keras.metrics.Metric):
 
     def answers(self, outputs, leaves_at):
         """Each sample's answer at the exit that it leaves at."""
-        answer = outputs[FINAL]
+        answer = as_float(outputs[FINAL])
         shape = (-1,) + (1,) * (len(answer.shape) - 1)
         for i, name in enumerate(self.exit_names[:-1]):
             here = ops.reshape(leaves_at == i, shape)
-            answer = ops.where(here, outputs[name], answer)
+            answer = ops.where(here, as_float(outputs[name]), answer)
         return answer
 
     def update_state(self, leaves_at):
@@ -140,7 +144,8 @@ class RoutingMetric(keras.metrics.Metric):
 
     def result(self):
         shares = self.counts / ops.maximum(ops.sum(self.counts), 1.0)
-        found = {"mean_cost": ops.sum(shares * self.relative_costs)}
+        costs = ops.convert_to_tensor(self.relative_costs)
+        found = {"mean_cost": ops.sum(shares * costs)}
         for i, name in enumerate(self.exit_names):
             found[f"{name}_share"] = shares[i]
         return found
@@ -158,8 +163,9 @@ class Accuracy(keras.metrics.MeanMetricWrapper):
         def right(y_true, y_pred):
             if head.task == "multilabel":
                 y_true = ops.reshape(y_true, ops.shape(y_pred))
+                y_true = ops.round(ops.cast(y_true, "float32"))
                 found = ops.cast(head.classes(y_pred), "float32")
-                return ops.cast(found == ops.round(y_true), "float32")
+                return ops.cast(found == y_true, "float32")
             found = head.classes(y_pred)
             rank = len(y_pred.shape)
             if len(y_true.shape) == rank and y_true.shape[-1] == head.units:

@@ -8,6 +8,7 @@ blocks not counted, reach its threshold.
 
 import dataclasses
 import difflib
+import numbers
 
 from keras_earlyexit import cost as cost_module
 from keras_earlyexit import surgery
@@ -138,14 +139,16 @@ def place(graph, exits, placement="pareto", cost="macs"):
             "more tensors are needed later (inputs and masks count), or which "
             "has only one operation. No exit can hang anywhere."
         )
-    if isinstance(exits, bool) or not isinstance(exits, (int, list, tuple)):
+    if isinstance(exits, bool) or not isinstance(
+        exits, (numbers.Integral, list, tuple)
+    ):
         raise TypeError(
             "Expected `exits` to be a count, a list of layer names, or a list "
             f"of fractions in (0, 1). Received: exits={exits!r} (of type "
             f"{type(exits).__name__})."
         )
-    if isinstance(exits, int):
-        return _by_rule(places, exits, placement)
+    if isinstance(exits, numbers.Integral):
+        return _by_rule(places, int(exits), placement)
     if not exits:
         raise ValueError("Expected at least one exit. Received: exits=[].")
     if all(isinstance(name, str) for name in exits):
@@ -162,6 +165,13 @@ def place(graph, exits, placement="pareto", cost="macs"):
 
 def _by_rule(places, exits, placement):
     ends = _block_end_places(places)
+    known = (*RULES, "even")
+    if not callable(placement) and placement not in known:
+        raise ValueError(
+            f"Expected `placement` to be one of {', '.join(known)}, or a "
+            f"callable. Received: placement={placement!r} (of type "
+            f"{type(placement).__name__})."
+        )
     if exits < 1:
         raise ValueError(
             f"Expected at least one exit. Received: exits={exits}."
@@ -172,12 +182,6 @@ def _by_rule(places, exits, placement):
         return _by_callable(places, ends, exits, placement)
     if placement == "even":
         return [ends[len(ends) * (i + 1) // (exits + 1)] for i in range(exits)]
-    if placement not in RULES:
-        known = ", ".join([*RULES, "even"])
-        raise ValueError(
-            f"Expected `placement` to be one of {known}, or a callable. "
-            f"Received: placement={placement!r}."
-        )
     chosen = _walk(ends, RULES[placement](exits))
     if len(chosen) < exits:
         raise ValueError(
@@ -204,14 +208,17 @@ def _by_callable(places, ends, exits, placement):
     made = placement(ends, exits)
     names = {place.name: place for place in reversed(places)}
     chosen = []
-    for item in made:
-        found = item if isinstance(item, Place) else names.get(item)
-        if found is None:
-            raise ValueError(
-                "Expected the `placement` callable to return names of legal "
-                f"cuts or some of the places it was given. Received: {item!r}."
-            )
-        chosen.append(found)
+    for item in made if isinstance(made, (list, tuple)) else ():
+        if isinstance(item, Place):
+            chosen.append(item)
+        elif isinstance(item, str) and item in names:
+            chosen.append(names[item])
+    if not chosen or len(chosen) < len(made):
+        raise ValueError(
+            "Expected the `placement` callable to return a list of names of "
+            f"legal cuts, or of places it was given. Received: {made!r} (of "
+            f"type {type(made).__name__})."
+        )
     return _sorted_once(chosen, [place.name for place in chosen])
 
 
@@ -297,7 +304,7 @@ def _block_ends(graph, cuts, weighted):
             end = index if merges or not merging else None
         elif end is not None:
             end = index
-    if end is not None:
+    if end is not None and any(weighted[end + 1 :]):
         ends.add(end)
     return ends
 
@@ -312,18 +319,20 @@ def _block_end_places(places):
 
 
 def _too_many(places, ends, exits):
-    lie = f" (at {_percentages(ends)} of the MACs)" if ends else ""
-    advice = "Ask for fewer exits"
+    advice = "Ask for fewer exits. " if ends else ""
     if len(places) > len(ends):
-        advice += ", or name legal cuts: " + ", ".join(
+        advice += "Exits given by name can hang on any legal cut: " + ", ".join(
             f"{place.name!r} ({place.fraction:.2%})"
             for place in _spread(places, 8)
         )
+        advice += ". "
+    lie = f" (at {_percentages(ends)} of the MACs)" if ends else ""
     return ValueError(
-        f"Expected at most {len(ends)} exits, one for each block end of this "
-        f"model{lie}. Received: exits={exits}. {advice}. In a network whose "
-        "blocks each read several earlier blocks, few places have exactly one "
-        "tensor alive."
+        f"Expected at most {len(ends)} exit{'s' * (len(ends) != 1)}, one for "
+        f"each block end of this model{lie}. Received: exits={exits}. "
+        f"{advice}Few places have exactly one tensor alive where blocks read "
+        "several earlier blocks, or where a mask or a second input is needed "
+        "to the end."
     )
 
 
@@ -354,4 +363,4 @@ def _percentages(ends):
 
 
 def _is_number(value):
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)

@@ -111,6 +111,7 @@ class _GraphEngine:
 
         self._tf = tf
         self._stages = stages
+        self._dtype = stages[0].output["prediction"].dtype
         inputs = keras.tree.map_structure(
             lambda tensor: tf.TensorSpec(
                 (None, *tensor.shape[1:]), tensor.dtype
@@ -134,7 +135,7 @@ class _GraphEngine:
         """Answers of all rows that enter a stage: (prediction, exit, score)."""
         tf = self._tf
         outputs = self._stages[index](inputs, training=False)
-        prediction = outputs["prediction"]
+        prediction = tf.cast(outputs["prediction"], self._dtype)
         if index == len(self._stages) - 1:
             return (
                 prediction,

@@ -182,13 +182,14 @@ class Stages(collections.abc.Sequence):
             inputs = keras.tree.map_structure(surgery.input_like, graph.inputs)
             return inputs, surgery.pairs(graph.inputs, inputs), None
         feature = self._exits.features[index - 1]
-        inputs = surgery.input_like(feature, name=FEATURE)
-        given = {id(feature): inputs}
+        # A list, because Keras takes a tensor as well as a dict by name for it.
+        inputs, carry = [surgery.input_like(feature, name=FEATURE)], None
+        given = {id(feature): inputs[0]}
         carry_shape = self._policy.carry_shape(self._head.units)
-        if carry_shape is None:
-            return inputs, given, None
-        carry = keras.Input(carry_shape, name=CARRY)
-        return {FEATURE: inputs, CARRY: carry}, given, carry
+        if carry_shape is not None:
+            carry = keras.Input(carry_shape, name=CARRY)
+            inputs.append(carry)
+        return inputs, given, carry
 
     def _score(self, index, prediction, confidence, carry):
         layer = Score(

@@ -15,6 +15,7 @@ is read in this file alone.
 import collections
 import dataclasses
 import inspect
+import tempfile
 import warnings
 
 import keras
@@ -161,8 +162,8 @@ def tensors_alive(graph, name):
         name: Name of an operation in it.
 
     Returns:
-        A list of names of the operations whose outputs (or masks) are alive,
-        or `None` if there is no operation of that name.
+        A list of names of the inputs and operations whose tensors are alive,
+        and the mask if one is; `None` if there is no operation of that name.
     """
     positions = [i for i, call in enumerate(graph.calls) if call.name == name]
     if not positions:
@@ -177,19 +178,13 @@ def tensors_alive(graph, name):
         for tensor in (*call.inputs, *_masks_read(call))
     }
     read |= {id(tensor) for tensor in keras.tree.flatten(graph.outputs)}
-    alive = [
-        tensor.name
-        for tensor in keras.tree.flatten(graph.inputs)
-        if id(tensor) in read
-    ]
-    for call in before:
-        alive += [call.name for tensor in call.outputs if id(tensor) in read]
-        alive += [
-            f"the mask of {call.name}"
-            for tensor in _masks_made(call)
-            if id(tensor) in read
-        ]
-    return alive
+    made = [(x.name, id(x)) for x in keras.tree.flatten(graph.inputs)]
+    made += [(call.name, id(x)) for call in before for x in call.outputs]
+    masks = {id(x): call.name for call in before for x in _masks_made(call)}
+    alive = [name for name, key in made if key in read and key not in masks]
+    # Most layers hand on a mask of their own: only the last one is of interest.
+    masked = [name for key, name in masks.items() if key in read]
+    return alive + [f"the mask of {name}" for name in masked[-1:]]
 
 
 def rerun(graph, tensors, targets):
@@ -210,6 +205,41 @@ def rerun(graph, tensors, targets):
     wanted = ancestors(graph, targets, until=tensors)
     _run([call for call in graph.calls if call in wanted], tensors)
     return [tensors[id(target)] for target in targets]
+
+
+def copy(graph):
+    """The same graph on copies of its layers, with the same state.
+
+    Why not `keras.models.clone_model` and `set_weights`: a normalisation layer
+    keeps what it has adapted to besides its weights, a layer of a nested model
+    has to be registered, and so has the loss of a compiled model.
+
+    Args:
+        graph: A `Graph`.
+
+    Returns:
+        A `Graph`.
+    """
+    copies = {}
+    for call in graph.calls:
+        layer = call.operation
+        if isinstance(layer, keras.Layer) and layer not in copies:
+            copies[layer] = type(layer).from_config(layer.get_config())
+    inputs = keras.tree.map_structure(input_like, graph.inputs)
+    tensors = pairs(graph.inputs, inputs)
+    calls = [
+        dataclasses.replace(
+            call, operation=copies.get(call.operation, call.operation)
+        )
+        for call in graph.calls
+    ]
+    _run(calls, tensors, closed=None)
+    for layer, its_copy in copies.items():
+        _copy_state(layer, its_copy)
+    outputs = keras.tree.map_structure(
+        lambda tensor: tensors[id(tensor)], graph.outputs
+    )
+    return _read(keras.Model(inputs, outputs))
 
 
 def ancestors(graph, targets, until=()):
@@ -272,7 +302,11 @@ def _functional(model):
 
 
 def _no_graph(model):
-    if isinstance(model, keras.Sequential):
+    if (
+        isinstance(model, keras.Sequential)
+        and type(model).call is keras.Sequential.call
+        and not model.built
+    ):
         return ValueError(
             f"Sequential model '{model.name}' is not built: its input shape "
             "is unknown. Put `keras.Input(shape=...)` in front of its layers, "
@@ -280,8 +314,8 @@ def _no_graph(model):
         )
     return TypeError(
         "Expected a functional or Sequential Keras model. Received: "
-        f"{model!r} (of type {type(model).__name__}). A subclassed model has "
-        "no graph of layers to look into: build it with "
+        f"{model!r} (of type {type(model).__name__}). A model with a "
+        "`call` of its own has no graph of layers to look into: build it with "
         "`keras.Model(inputs, outputs)`."
     )
 
@@ -317,7 +351,9 @@ def _run(calls, tensors, closed=(), training=None):
     for call in calls:
         args = keras.tree.map_structure(stand_in, call.args)
         kwargs = keras.tree.map_structure(stand_in, call.kwargs)
-        if training is not None and _accepts(call.operation, "training"):
+        if training is not None and "training" in getattr(
+            call.operation, "_call_context_args", ()
+        ):
             kwargs["training"] = training
         if closed is not None and _can_open(call, closed):
             outputs = _run_inside(call, args, kwargs, closed)
@@ -332,9 +368,8 @@ def _run(calls, tensors, closed=(), training=None):
 def _run_inside(call, args, kwargs, closed):
     """Runs the calls of a nested model in place of the model."""
     functional = _functional(call.operation)
-    given = keras.tree.flatten((args, kwargs))
-    given = [leaf for leaf in given if isinstance(leaf, keras.KerasTensor)]
     tensors = {}
+    given = _given(functional, args)
     for expected, tensor in zip(functional.inputs, given, strict=True):
         if tensor.dtype != expected.dtype:
             tensor = keras.ops.cast(tensor, expected.dtype)
@@ -349,9 +384,26 @@ def _can_open(call, closed=()):
         return False
     # A nested model changes the rank of its input (it squeezes or expands a
     # last axis of one) or reads a mask only where it is called as a whole.
-    others = set(call.kwargs) - {"training"}
-    return not others and [len(tensor.shape) for tensor in call.inputs] == [
+    others = {**call.kwargs, "training": None}
+    if len(call.args) != 1 or any(
+        leaf is not None for leaf in keras.tree.flatten(others)
+    ):
+        return False
+    given = _given(functional, call.args)
+    return [len(tensor.shape) for tensor in given] == [
         len(tensor.shape) for tensor in functional.inputs
+    ]
+
+
+def _given(functional, args):
+    """The tensors that a model is called on, in the order of its inputs."""
+    (inputs,) = args
+    if isinstance(inputs, dict) and not isinstance(functional.input, dict):
+        inputs = [inputs[tensor.name] for tensor in functional.inputs]
+    return [
+        leaf
+        for leaf in keras.tree.flatten(inputs)
+        if isinstance(leaf, keras.KerasTensor)
     ]
 
 
@@ -399,9 +451,105 @@ def _masks_read(call):
     return tuple(masks) if reads or _masks_made(call) else ()
 
 
-def _accepts(operation, name):
-    return name in _parameters(operation)
-
-
 def _parameters(operation):
     return inspect.signature(operation.call).parameters
+
+
+def _copy_state(layer, its_copy):
+    """Copies what a layer and those inside it keep, as saving does."""
+    for old, new in zip(
+        layer._flatten_layers(), its_copy._flatten_layers(), strict=True
+    ):
+        new.trainable = old.trainable
+        if hasattr(old, "save_assets"):
+            with tempfile.TemporaryDirectory() as folder:
+                old.save_assets(folder)
+                new.load_assets(folder)
+        variables = {}
+        old.save_own_variables(variables)
+        new.load_own_variables(
+            {key: keras.ops.copy(value) for key, value in variables.items()}
+        )
+
+
+def record(layer, function, args, kwargs):
+    """Runs a function on symbolic tensors and lists the calls in it.
+
+    Nothing is computed. Keras notes every symbolic call in what was called;
+    these notes are deleted again, so the layer stays as it is.
+
+    Args:
+        layer: The operation whose layers `function` calls, all of them built.
+        function: A callable, such as `layer.call`.
+        args: Its positional arguments: tensors that no layer has made.
+        kwargs: Its keyword arguments.
+
+    Returns:
+        A tuple of the `Call` behind the outputs, in an order in which they
+        can run. What `function` raises, this raises too.
+    """
+    parts = getattr(layer, "_flatten_layers", list)()
+    if not all(part.built for part in parts):
+        raise ValueError(f"A layer in '{layer.name}' is not built.")
+    noted = {
+        operation
+        for part in (layer, *parts)
+        for operation in (part, *getattr(part, "operations", ()))
+    }
+    notes = [operation._inbound_nodes for operation in noted]
+    notes += [operation._outbound_nodes for operation in noted]
+    lengths = [len(nodes) for nodes in notes]
+    try:
+        # Whoever built the layer has seen its warnings.
+        with keras.StatelessScope(), warnings.catch_warnings(action="ignore"):
+            return _calls_behind(function(*args, **kwargs))
+    finally:
+        for nodes, length in zip(notes, lengths, strict=True):
+            del nodes[length:]
+
+
+def call_behind(tensor):
+    """The call that made a tensor; `None` if there is none, or no note of it.
+
+    Args:
+        tensor: A symbolic tensor.
+
+    Returns:
+        A `Call`, equal but not identical to the one in a `Graph`, or `None`.
+    """
+    node = _node_behind(tensor)
+    return None if node is None else _call(node)
+
+
+def _calls_behind(outputs):
+    calls = {}
+    stack = [_node_behind(tensor) for tensor in keras.tree.flatten(outputs)]
+    while stack:
+        node = stack.pop()
+        if node is None or node in calls:
+            continue
+        before = map(_node_behind, node.input_tensors)
+        before = [x for x in before if x is not None and x not in calls]
+        if before:
+            stack += [node, *before]
+        else:
+            calls[node] = _call(node)
+    return tuple(calls.values())
+
+
+def _node_behind(tensor):
+    operation, index, _ = getattr(tensor, "_keras_history", (None, 0, 0))
+    nodes = getattr(operation, "_inbound_nodes", ())[index : index + 1]
+    # `record` deletes nodes: another one may have taken the place.
+    if nodes and any(output is tensor for output in nodes[0].outputs):
+        return nodes[0]
+    return None
+
+
+def _call(node):
+    return Call(
+        operation=node.operation,
+        args=node.arguments.args,
+        kwargs=node.arguments.kwargs,
+        outputs=tuple(node.outputs),
+    )

@@ -12,8 +12,10 @@ from keras import ops
 
 from keras_earlyexit import objectives, policies
 from keras_earlyexit.checks import FiniteLoss, check_data
+from keras_earlyexit.inputs import as_labelled_batches
 from keras_earlyexit.metrics import ExitMetrics
 from keras_earlyexit.objectives.exit_tags import INDEX, LABEL
+from keras_earlyexit.routing import DEFAULT_BATCH_SIZE
 from keras_earlyexit.stages import FINAL_CONFIDENCE, confidence_name
 
 
@@ -171,21 +173,83 @@ class ExitTraining:
                 self._tag_table = None
                 self.train_function = None
 
-    def evaluate(self, x=None, y=None, *args, **kwargs):
+    def evaluate(
+        self,
+        x=None,
+        y=None,
+        batch_size=None,
+        verbose="auto",
+        sample_weight=None,
+        steps=None,
+        callbacks=None,
+        return_dict=False,
+        routed_only=False,
+        **kwargs,
+    ):
         """Evaluates every exit and the routed answers.
 
         See `keras.Model.evaluate` for the arguments. Every exit answers every
-        sample here, since each exit's loss and metrics are reported. Beside
-        them stand `routed_accuracy`, `mean_cost`, `exit_0_share`, ...: what
-        `predict` would give, from the same scores and thresholds.
+        sample, since each exit's loss and metrics are reported; beside them
+        stand `routed_accuracy`, `mean_cost`, `exit_0_share`, ...: what
+        `predict` gives, from the same scores and thresholds.
+
+        Args:
+            routed_only: Whether to report these routed figures only. Samples
+                then really leave, as in `predict`, and the work behind is
+                skipped.
 
         Returns:
             A list of values, or a dict with `return_dict=True`.
+
+        Raises:
+            ValueError: If the model is not compiled, or if labels or inputs
+                cannot be right.
         """
         self._check_compiled("evaluate")
         check_data(self.head, x, y)
+        if routed_only:
+            batches = as_labelled_batches(
+                x,
+                y,
+                sample_weight,
+                self.net.input,
+                batch_size or DEFAULT_BATCH_SIZE,
+                steps,
+            )
+            logs = self._evaluate_routed(batches)
+            return logs if return_dict else list(logs.values())
         with self._routed_metrics():
-            return super().evaluate(x, y, *args, **kwargs)
+            return super().evaluate(
+                x,
+                y,
+                batch_size,
+                verbose,
+                sample_weight,
+                steps,
+                callbacks,
+                return_dict,
+                **kwargs,
+            )
+
+    def _evaluate_routed(self, batches):
+        metrics = self._exit_metrics
+        for metric in metrics.of_routing():
+            metric.reset_state()
+        for x, y, sample_weight in batches:
+            prediction, exit_index, _ = self.router.route(x)
+            metrics.update_routed(
+                ops.convert_to_tensor(y),
+                ops.convert_to_tensor(prediction),
+                ops.convert_to_tensor(exit_index),
+                sample_weight,
+            )
+        logs = {}
+        for metric in metrics.of_routing():
+            result = metric.result()
+            if not isinstance(result, dict):
+                result = {metric.name: result}
+            logs.update({name: float(value) for name, value in result.items()})
+        return logs
 
     def test_on_batch(self, *args, **kwargs):
         """Evaluates one batch; see `keras.Model.test_on_batch`."""
@@ -248,7 +312,7 @@ class ExitTraining:
         metrics = self._exit_metrics
         metrics.update_exits(label, y_pred, sample_weight)
         if self._evaluating:
-            metrics.update_routed(
+            metrics.update_from_outputs(
                 label, y_pred, sample_weight, self.policy, self.head
             )
         return self.get_metrics_result()
@@ -279,7 +343,9 @@ class ExitTraining:
             name: keras.saving.deserialize_keras_object(value)
             for name, value in config.items()
         }
+        policy = self.policy
         self.compile(**config)
+        self.set_policy(policy, given=self.has_given_policy)
         self.optimizer.build(self.trainable_variables)
 
 

@@ -28,6 +28,7 @@ PUBLIC = [
     "routing",
     "strip_exits",
     "surgery",
+    "tasks",
 ]
 
 

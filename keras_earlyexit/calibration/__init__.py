@@ -5,10 +5,15 @@ lazily: importing this package loads neither of its modules.
 """
 
 import importlib
+import sys
+import types
 
 _HOMES = {
+    "Observations": "observations",
     "ReliabilityData": "metrics",
+    "RiskReport": "calibrate",
     "apply_temperature": "temperature",
+    "calibrate": "calibrate",
     "conformal_quantile": "metrics",
     "conformal_quantiles": "metrics",
     "control_risk": "risk_control",
@@ -16,6 +21,7 @@ _HOMES = {
     "fit_temperature": "temperature",
     "hoeffding_bentkus_p_value": "bounds",
     "hoeffding_bentkus_upper_bound": "bounds",
+    "observe": "observations",
     "prediction_set_summary": "metrics",
     "prediction_sets": "metrics",
     "reliability_data": "metrics",
@@ -37,3 +43,19 @@ def __getattr__(name):
 
 def __dir__():
     return __all__
+
+
+class _Package(types.ModuleType):
+    """Keeps the name `calibrate` for the function.
+
+    Python binds a submodule in its package once it has been imported, by
+    whomever, and the submodule `calibrate` would hide its function.
+    """
+
+    def __setattr__(self, name, value):
+        if name == "calibrate" and isinstance(value, types.ModuleType):
+            value = value.calibrate
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

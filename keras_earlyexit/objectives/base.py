@@ -105,7 +105,7 @@ class Objective:
                 f"Objective {self.name!r} needs labels. Received: y_true=None. "
                 "Pass `fit(x, y)`, or a dataset that yields (x, y)."
             )
-        predictions = [ops.convert_to_tensor(p) for p in predictions]
+        predictions = [as_float(p) for p in predictions]
         dtype = predictions[-1].dtype
         confidences = [ops.cast(h, dtype) for h in confidences]
         self._check_counts(predictions, confidences, costs)
@@ -177,6 +177,14 @@ class Objective:
 
     def __repr__(self):
         return f"{type(self).__name__}(cost_weight={self.cost_weight})"
+
+
+def as_float(prediction):
+    """A prediction as float32, or float64 where it is that already."""
+    prediction = ops.convert_to_tensor(prediction)
+    if keras.backend.standardize_dtype(prediction.dtype) == "float64":
+        return prediction
+    return ops.cast(prediction, "float32")
 
 
 def mean(values, weight):

@@ -14,7 +14,7 @@ Reference:
 
 from keras import ops
 
-from keras_earlyexit.objectives.base import Objective, mean, register
+from keras_earlyexit.objectives.base import Objective, as_float, mean, register
 from keras_earlyexit.objectives.exit_tags import ExitTags
 from keras_earlyexit.objectives.terms import safe_log
 
@@ -172,7 +172,7 @@ class EENetV4(EENetObjective):
         Returns:
             Integer tensor (batch,).
         """
-        predictions = [ops.convert_to_tensor(p) for p in predictions]
+        predictions = [as_float(p) for p in predictions]
         y = self.terms.labels(ops.convert_to_tensor(y_true), predictions[-1])
         return self._best(self.losses(y, predictions), costs)
 

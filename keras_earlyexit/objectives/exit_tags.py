@@ -88,7 +88,7 @@ class ExitTags(keras.callbacks.Callback):
 
     def _refresh(self):
         model = self.model
-        tags = np.array(self.table.tags)
+        tags = ops.convert_to_numpy(self.table.tags).copy()
         for x, y in self._batches():
             outputs = model.net.predict_on_batch(x)
             predictions = [outputs[name] for name in model.exit_names]

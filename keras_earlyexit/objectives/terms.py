@@ -66,8 +66,9 @@ class ClassTerms:
         if len(y.shape) == len(prediction.shape):
             return log_probability
         classes = prediction.shape[-1]
+        inside = ops.clip(y, 0, classes - 1)
         picked = ops.sum(
-            ops.one_hot(y, classes, dtype=log_probability.dtype)
+            ops.one_hot(inside, classes, dtype=log_probability.dtype)
             * log_probability,
             axis=-1,
             keepdims=True,
