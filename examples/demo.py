@@ -37,7 +37,7 @@ class Settings:
 SETTINGS = {
     "digits": Settings(("train", "calibration", "test"), 24, 8, 64, 0.02),
     "mnist": Settings(
-        ("train[:55000]", "train[55000:]", "test"), 4, 2, 128, 0.005
+        ("train[:55000]", "train[55000:]", "test"), 3, 1, 128, 0.005
     ),
 }
 
@@ -46,6 +46,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", choices=sorted(SETTINGS), default="digits")
     parser.add_argument("--exits", type=int, default=2)
+    parser.add_argument("--block", default="plain", choices=ee.blocks.KINDS)
+    parser.add_argument("--policy", default="max_probability")
     parser.add_argument("--epochs", type=int, help="of both networks")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=pathlib.Path, default="demo")
@@ -64,7 +66,13 @@ def main():
     train, calibration, test = load(options.data, settings)
     console.rule(f"{options.data}: {len(train[1])} images to train on")
     plain = ee.backbones.resnet_cifar(20, train[0].shape[1:], 10)
-    model = ee.add_exits(plain, options.exits, copy=True)
+    model = ee.add_exits(
+        plain,
+        options.exits,
+        block=options.block,
+        policy=options.policy,
+        copy=True,
+    )
 
     console.print(f"The plain network, {model.plain_macs / 1e6:.1f} M MACs")
     plain.compile(

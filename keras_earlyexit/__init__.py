@@ -7,7 +7,6 @@ package.
 """
 
 import importlib
-from importlib import metadata
 
 from keras_earlyexit import _register
 
@@ -16,7 +15,7 @@ _HOMES = {
     "ExitBlock": "blocks",
     "ExitResult": "results",
     "Router": "routing",
-    "calibrate": "calibration.calibrate",
+    "calibrate": "calibration.calibrating",
     "add_exits": "building",
     "strip_exits": "building",
 }
@@ -47,6 +46,9 @@ def __getattr__(name):
     elif name in _MODULES:
         value = importlib.import_module(f"{__name__}.{name}")
     elif name == "__version__":
+        # Here, because it takes longer to import than all the rest.
+        from importlib import metadata
+
         value = metadata.version("keras-earlyexit")
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -23,7 +23,8 @@ class ExitBlock(layers.Layer):
 
     With z the vector that the feature is reduced to,
     `prediction = activation(W z + b)` and `confidence = sigmoid(w.z + c)`.
-    Both are computed in float32 under mixed precision. Masks are not used.
+    Both are computed in float32 under mixed precision. Where the feature has
+    a mask, means are over the positions that it leaves.
 
     Args:
         units: Number of classes, labels or values.
@@ -84,6 +85,7 @@ class ExitBlock(layers.Layer):
                 "Expected `token` to be 'mean' or 'first'. Received: "
                 f"token={token!r}."
             )
+        self.supports_masking = True
         self.units = units
         self.kind = kind
         self.activation = keras.activations.get(activation)
@@ -188,6 +190,9 @@ class ExitBlock(layers.Layer):
                 f"feature of shape {wanted}. Received: a feature with {rank} "
                 "axes. Choose another `block`, or hang the exit elsewhere."
             )
+
+    def compute_mask(self, feature, previous_mask):
+        return None
 
     def compute_output_spec(self, feature, training=None):
         dtype = self.prediction_branch.compute_dtype

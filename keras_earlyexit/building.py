@@ -81,15 +81,19 @@ def add_exits(
         graph = surgery.copy(graph)
     places = placement_module.place(graph, exits, placement, cost)
     _check_names(graph, len(places))
+    if not isinstance(block, str):
+        surgery.reserve_names(graph)
     outputs = {}
+    (final,) = keras.tree.flatten(graph.outputs)
     for i, place in enumerate(places):
         exit_name = stages.exit_name(i)
         prediction, confidence = blocks.attach(
             block, place.tensor, head, exit_name
         )
+        _check_prediction(prediction, final, exit_name)
         outputs[exit_name] = prediction
         outputs[stages.confidence_name(exit_name)] = confidence
-    (outputs[stages.FINAL],) = keras.tree.flatten(graph.outputs)
+    outputs[stages.FINAL] = final
     outputs[stages.FINAL_CONFIDENCE] = _final_confidence(graph)
     net = keras.Model(graph.inputs, outputs, name=model.name)
     return EarlyExitModel(
@@ -149,6 +153,16 @@ def _final_confidence(graph):
     return keras.layers.Dense(
         1, activation="sigmoid", dtype="float32", name=stages.FINAL_CONFIDENCE
     )(vector)
+
+
+def _check_prediction(prediction, final, exit_name):
+    if prediction.shape[1:] != final.shape[1:]:
+        raise ValueError(
+            f"Expected '{exit_name}' to answer as the model does, in shape "
+            f"{final.shape}. Received: an exit block that answers in shape "
+            f"{prediction.shape}. For a model that answers at every position "
+            "pass a callable as `block` that does so too."
+        )
 
 
 def _check_graph(model, graph):

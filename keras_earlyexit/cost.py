@@ -8,8 +8,9 @@ and the tables.
 Why not a profiler: TensorFlow's is bound to one backend, and it counts a
 recurrent layer's step once and attention only in part.
 
-What cannot be counted (TensorFlow, JAX or PyTorch functions inside a layer,
-shapes that are not known) is named in `uncounted`, never guessed.
+What cannot be counted (TensorFlow, JAX or PyTorch functions inside a layer, a
+layer that multiplies its own weight from the left, shapes that are not known)
+is named in `uncounted`, never guessed.
 """
 
 import contextlib

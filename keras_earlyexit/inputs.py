@@ -196,6 +196,9 @@ def _is_arrays(x):
 
 
 def _features(batches, reference):
+    one_input = not isinstance(reference, (list, dict))
     for element in batches:
-        x = element[0] if isinstance(element, tuple) else element
+        # A torch DataLoader yields lists where others yield tuples.
+        pair = isinstance(element, list) and one_input and len(element) > 1
+        x = element[0] if pair or isinstance(element, tuple) else element
         yield as_inputs(x, reference)

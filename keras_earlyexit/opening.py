@@ -2,12 +2,11 @@
 
 A block written by a user is one operation in a model. To count what it costs,
 its `call` runs on tensors without values, and the calls of layers and of
-`keras.ops` behind the result are read off. That computes nothing and leaves
-the layer as it is.
+`keras.ops` behind the result are read off. Nothing is computed or changed.
 
-Where Keras refuses to run a `call` on such tensors the layer stays closed: if
-it leaves `keras.ops`, or multiplies its own weight from the left
-(`self.scale * x`; `x * self.scale` can be opened).
+A layer stays closed if Keras cannot run its `call` on such tensors: if it
+leaves `keras.ops`, if it calls a layer that is not built, or if it multiplies
+its own weight from the left (`self.scale * x`; `x * self.scale` works).
 """
 
 import contextlib
@@ -33,7 +32,9 @@ def parts(call):
     """
     operation = call.operation
     times, function = 1, operation.call
-    args, kwargs = _at_batch_size_one(call)
+    args, kwargs = keras.tree.map_structure(
+        _at_batch_size_one, (call.args, call.kwargs)
+    )
     for kind, parts_of_kind in _PARTS.items():
         # A subclass with a `call` of its own is opened like any other layer.
         if isinstance(operation, kind) and type(operation).call is kind.call:
@@ -43,9 +44,8 @@ def parts(call):
         kwargs["training"] = False
     # Whatever a user's layer raises means the same: it cannot be opened.
     with contextlib.suppress(Exception):
-        return times, complete(
-            surgery.record(operation, function, args, kwargs)
-        )
+        calls = surgery.record(operation, function, args, kwargs)
+        return times, complete(calls)
     return times, None
 
 
@@ -60,18 +60,19 @@ def complete(calls):
         the same operations on tensors with more of their axes known.
     """
     known, completed = {}, []
+
+    def stand_in(leaf):
+        return known.get(id(leaf), leaf)
+
     for call in calls:
-        is_einsum = isinstance(call.operation, layers.EinsumDense)
-        if has_unknown_shape(call) and (
-            is_einsum or any(id(tensor) in known for tensor in call.inputs)
-        ):
-            args, kwargs = keras.tree.map_structure(
-                lambda leaf: known.get(id(leaf), leaf), (call.args, call.kwargs)
-            )
-            infer = _einsum_output if is_einsum else _outputs
-            outputs = infer(call.operation, *args, **kwargs)
-            known |= surgery.pairs(call.outputs, outputs)
-            call = surgery.Call(call.operation, args, kwargs, outputs)
+        if has_unknown_shape(call):
+            args = keras.tree.map_structure(stand_in, call.args)
+            kwargs = keras.tree.map_structure(stand_in, call.kwargs)
+            # A layer that fails on them keeps its tensors as they are.
+            with contextlib.suppress(Exception):
+                outputs = _outputs(call.operation, *args, **kwargs)
+                known |= surgery.pairs(call.outputs, outputs)
+                call = surgery.Call(call.operation, args, kwargs, outputs)
         completed.append(call)
     return tuple(completed)
 
@@ -84,25 +85,32 @@ def has_unknown_shape(call):
 
 def _outputs(operation, *args, **kwargs):
     outputs = operation.compute_output_spec(*args, **kwargs)
+    if isinstance(operation, layers.EinsumDense):
+        # On new tensors, for Keras notes in a tensor's maker who has read it.
+        operands = args[0], operation.kernel
+        operands = [keras.KerasTensor(operand.shape) for operand in operands]
+        shape = keras.ops.einsum(operation.equation, *operands).shape
+        outputs = keras.KerasTensor(shape, outputs.dtype)
     return tuple(keras.tree.flatten(outputs))
 
 
-def _einsum_output(layer, inputs, **kwargs):
-    # New tensors, for Keras notes in its inputs what was made of them.
-    operands = [keras.KerasTensor(x.shape) for x in (inputs, layer.kernel)]
-    shape = keras.ops.einsum(layer.equation, *operands).shape
-    return (keras.KerasTensor(shape, layer.compute_dtype),)
+def _at_batch_size_one(leaf):
+    if not isinstance(leaf, keras.KerasTensor):
+        return leaf
+    shape = [1 if size is None else size for size in leaf.shape]
+    return keras.KerasTensor(shape, leaf.dtype)
+
+
+# The `call` of these loops over the steps, out of sight of symbolic tensors.
 
 
 def _recurrent(layer, sequences, initial_state=None, **kwargs):
-    def as_tensor(state):
-        return keras.KerasTensor(state.shape, layer.compute_dtype)
-
     batch_size, steps, *features = sequences.shape
-    step = keras.KerasTensor((batch_size, *features), layer.compute_dtype)
     states = keras.tree.map_structure(
-        as_tensor, layer.get_initial_state(batch_size)
+        lambda state: keras.KerasTensor(state.shape),
+        layer.get_initial_state(batch_size),
     )
+    step = keras.KerasTensor((batch_size, *features))
     return steps, layer.cell.call, step, states
 
 
@@ -113,34 +121,13 @@ def _time_distributed(layer, inputs, **kwargs):
 
 
 def _bidirectional(layer, sequences, **kwargs):
-    def both_ways(sequences):
-        return layer.forward_layer(sequences), layer.backward_layer(sequences)
-
-    return 1, both_ways, sequences
+    ways = layer.forward_layer, layer.backward_layer
+    return 1, lambda x: [way(x) for way in ways], sequences
 
 
-# Their `call` loops over the steps, out of sight of symbolic tensors.
-_RECURRENT = "RNN SimpleRNN LSTM GRU ConvLSTM1D ConvLSTM2D ConvLSTM3D".split()
+_RECURRENT = "RNN SimpleRNN LSTM GRU ConvLSTM1D ConvLSTM2D ConvLSTM3D"
 _PARTS = {
-    **{getattr(layers, name): _recurrent for name in _RECURRENT},
+    **{getattr(layers, name): _recurrent for name in _RECURRENT.split()},
     layers.TimeDistributed: _time_distributed,
     layers.Bidirectional: _bidirectional,
 }
-
-
-def _at_batch_size_one(call):
-    """The arguments of a call, with new tensors of batch size 1 in place."""
-    made = {}
-
-    def fresh(leaf):
-        if not isinstance(leaf, keras.KerasTensor):
-            return leaf
-        if id(leaf) not in made:
-            dtype = leaf.dtype
-            if "float" in dtype and getattr(call.operation, "autocast", False):
-                dtype = call.operation.compute_dtype
-            shape = tuple(1 if size is None else size for size in leaf.shape)
-            made[id(leaf)] = keras.KerasTensor(shape, dtype)
-        return made[id(leaf)]
-
-    return keras.tree.map_structure(fresh, (call.args, call.kwargs))

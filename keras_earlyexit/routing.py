@@ -22,8 +22,8 @@ class Router:
     """Holds what is compiled to answer with an `EarlyExitModel`.
 
     Args:
-        model: An `EarlyExitModel`. The stages it has now are used; thresholds
-            and weights are read at every call.
+        model: An `EarlyExitModel`. The policy it has now is used; weights and
+            that policy's thresholds are read at every call.
 
     Example:
 
@@ -36,6 +36,7 @@ class Router:
 
     def __init__(self, model):
         self._model = model
+        self._policy = model.policy
         self._stages = model.stages
         engine = _ENGINES.get(keras.backend.backend(), _LoopEngine)
         self._engine = engine(self._stages)
@@ -71,7 +72,7 @@ class Router:
         """Routes one batch: arrays (prediction, exit index, score)."""
         early = len(self._stages) - 1
         if num_rows(batch):
-            return self._engine(batch, self._model.policy.thresholds(early))
+            return self._engine(batch, self._policy.thresholds(early))
         shape = self._stages[-1].output["prediction"].shape[1:]
         empty = np.zeros((0, *shape), "float32")
         return empty, np.zeros(0, "int64"), np.zeros(0, "float32")

@@ -15,6 +15,7 @@ is read in this file alone.
 import collections
 import dataclasses
 import inspect
+import re
 import tempfile
 import warnings
 
@@ -270,6 +271,21 @@ def producer(graph, tensor):
     return None
 
 
+def reserve_names(graph):
+    """Makes Keras' next automatic names differ from those in a graph.
+
+    They count up within one process, so they may meet again in a model that
+    comes from a file.
+    """
+    numbers = collections.defaultdict(int)
+    for call in graph.calls:
+        prefix, number = re.fullmatch(r"(.*?)(?:_(\d+))?", call.name).groups()
+        numbers[prefix] = max(numbers[prefix], int(number or 0))
+    for prefix, number in numbers.items():
+        while keras.backend.get_uid(prefix) <= number:
+            pass
+
+
 def input_like(tensor, name=None):
     """A new `keras.Input` of the shape and type of a tensor."""
     return keras.Input(
@@ -475,35 +491,37 @@ def _copy_state(layer, its_copy):
 def record(layer, function, args, kwargs):
     """Runs a function on symbolic tensors and lists the calls in it.
 
-    Nothing is computed. Keras notes every symbolic call in what was called;
-    these notes are deleted again, so the layer stays as it is.
+    Nothing is computed, and the layer stays as it is: the notes that Keras
+    makes of symbolic calls in whatever is called are deleted again, and a
+    layer inside that is not built yet cannot be called.
 
     Args:
-        layer: The operation whose layers `function` calls, all of them built.
+        layer: The operation whose layers `function` calls.
         function: A callable, such as `layer.call`.
-        args: Its positional arguments: tensors that no layer has made.
+        args: Its positional arguments, on tensors that nothing has made.
         kwargs: Its keyword arguments.
 
     Returns:
         A tuple of the `Call` behind the outputs, in an order in which they
-        can run. What `function` raises, this raises too.
+        can run. What `function` raises comes through.
     """
-    parts = getattr(layer, "_flatten_layers", list)()
-    if not all(part.built for part in parts):
-        raise ValueError(f"A layer in '{layer.name}' is not built.")
-    noted = {
-        operation
-        for part in (layer, *parts)
-        for operation in (part, *getattr(part, "operations", ()))
-    }
-    notes = [operation._inbound_nodes for operation in noted]
-    notes += [operation._outbound_nodes for operation in noted]
+    layers = getattr(layer, "_flatten_layers", list)()
+    unbuilt = [x for x in layers if not x.built]
+    inside = {layer, *layers}
+    inside.update(*(getattr(x, "operations", ()) for x in inside))
+    notes = [x._inbound_nodes for x in inside]
+    notes += [x._outbound_nodes for x in inside]
     lengths = [len(nodes) for nodes in notes]
     try:
+        for inner in unbuilt:
+            # Building it would add weights; this makes the attempt fail.
+            vars(inner)["_maybe_build"] = None
         # Whoever built the layer has seen its warnings.
         with keras.StatelessScope(), warnings.catch_warnings(action="ignore"):
             return _calls_behind(function(*args, **kwargs))
     finally:
+        for inner in unbuilt:
+            del vars(inner)["_maybe_build"]
         for nodes, length in zip(notes, lengths, strict=True):
             del nodes[length:]
 
@@ -523,18 +541,21 @@ def call_behind(tensor):
 
 def _calls_behind(outputs):
     calls = {}
-    stack = [_node_behind(tensor) for tensor in keras.tree.flatten(outputs)]
+    stack = _nodes_behind(keras.tree.flatten(outputs))
     while stack:
         node = stack.pop()
-        if node is None or node in calls:
-            continue
-        before = map(_node_behind, node.input_tensors)
-        before = [x for x in before if x is not None and x not in calls]
+        before = _nodes_behind(node.input_tensors)
+        before = [other for other in before if other not in calls]
         if before:
             stack += [node, *before]
         else:
-            calls[node] = _call(node)
+            calls.setdefault(node, _call(node))
     return tuple(calls.values())
+
+
+def _nodes_behind(tensors):
+    nodes = [_node_behind(tensor) for tensor in reversed(tensors)]
+    return [node for node in nodes if node is not None]
 
 
 def _node_behind(tensor):

@@ -16,6 +16,7 @@ PUBLIC = [
     "add_exits",
     "backbones",
     "blocks",
+    "calibrate",
     "calibration",
     "cost",
     "datasets",

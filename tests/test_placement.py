@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
-from zoo import NAMES, ZOO
+from zoo import NAMES, ZOO, plain_and_early
 
 import keras_earlyexit as ee
 from keras_earlyexit import placement, surgery
@@ -126,7 +126,7 @@ def test_convention_decides_where_a_rule_puts_exits(resnet_20):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_candidates_are_the_legal_cuts_with_the_macs_up_to_them(name):
-    graph = surgery.trace(ZOO[name].build())
+    graph = surgery.trace(plain_and_early(name)[0])
     places = placement.candidates(graph)
     cuts = surgery.legal_cuts(graph)
     assert [p.index for p in places] == [cut.index for cut in cuts]
@@ -139,10 +139,11 @@ def test_candidates_are_the_legal_cuts_with_the_macs_up_to_them(name):
 
 @pytest.mark.parametrize("name", BLOCK_ENDS)
 def test_block_ends(name):
-    places = placement.candidates(ZOO[name].build())
+    plain, _ = plain_and_early(name)
+    places = placement.candidates(plain)
     ends = [place for place in places if place.is_block_end]
     assert names(ends) == BLOCK_ENDS[name]
-    eenets = placement.candidates(ZOO[name].build(), "eenets")
+    eenets = placement.candidates(plain, "eenets")
     assert [p.is_block_end for p in eenets] == [p.is_block_end for p in places]
 
 

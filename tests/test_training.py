@@ -246,13 +246,22 @@ def test_two_stages(data):
 
     class Watch(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
-            seen.append((logs["cost_loss"], float(self.model.stages and 0)))
-            seen[-1] = (logs["cost_loss"], ops.convert_to_numpy(branch).item())
+            bias = ops.convert_to_numpy(branch).item()
+            seen.append((logs["cost_loss"], bias))
 
     model.fit(*data, epochs=4, callbacks=[Watch()], verbose=0)
     costs, biases = zip(*seen, strict=True)
     assert costs[:2] == (0.0, 0.0) and min(costs[2:]) > 0
     assert biases[:2] == (0.0, 0.0) and biases[2] != biases[3] != 0
+
+
+def test_two_stages_go_on_in_a_second_fit(data):
+    model = build()
+    model.compile("sgd", ee.objectives.TwoStage(epochs=1, cost_weight=0.25))
+    assert model.objective.objective.cost_weight == 0.25
+    first = model.fit(*data, epochs=1, verbose=0).history
+    second = model.fit(*data, epochs=1, verbose=0).history
+    assert first["cost_loss"] == [0.0] and second["cost_loss"][0] > 0
 
 
 @pytest.mark.parametrize(

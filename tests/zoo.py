@@ -2,7 +2,8 @@
 
 `ZOO[name]` is an `Entry`: `build()` gives a fresh plain model of a few
 thousand parameters, `batch()` random inputs with labels that can be learnt,
-`add_exits()` the model with the exits that suit it.
+`add_exits()` the model with the exits that suit it. `plain_and_early(name)`
+gives both models, made once for all tests of a run.
 
 On backends other than TensorFlow, where each operation runs by itself, `NAMES`
 is the few models that differ most.
@@ -73,6 +74,13 @@ class Entry:
         if self.task == "multilabel":
             return x, (targets > 0).astype("float32")
         return x, (targets / np.abs(targets).max()).astype("float32")
+
+
+@functools.cache
+def plain_and_early(name):
+    """A model and the same with exits, for tests that change neither."""
+    plain = ZOO[name].build()
+    return plain, ZOO[name].add_exits(plain)
 
 
 def as_numpy(tensor):

@@ -5,15 +5,13 @@ lazily: importing this package loads neither of its modules.
 """
 
 import importlib
-import sys
-import types
 
 _HOMES = {
     "Observations": "observations",
     "ReliabilityData": "metrics",
-    "RiskReport": "calibrate",
+    "RiskReport": "calibrating",
     "apply_temperature": "temperature",
-    "calibrate": "calibrate",
+    "calibrate": "calibrating",
     "conformal_quantile": "metrics",
     "conformal_quantiles": "metrics",
     "control_risk": "risk_control",
@@ -43,19 +41,3 @@ def __getattr__(name):
 
 def __dir__():
     return __all__
-
-
-class _Package(types.ModuleType):
-    """Keeps the name `calibrate` for the function.
-
-    Python binds a submodule in its package once it has been imported, by
-    whomever, and the submodule `calibrate` would hide its function.
-    """
-
-    def __setattr__(self, name, value):
-        if name == "calibrate" and isinstance(value, types.ModuleType):
-            value = value.calibrate
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -16,7 +16,10 @@ class TwoStage(Objective):
     Args:
         objective: Name, object or config of the second objective.
         first: The same for the first.
-        epochs: Number of epochs of the first.
+        epochs: Number of epochs of the first; a second `fit` goes on where
+            the one before ended.
+        **options: `cost_weight` of the second objective, and those of
+            `Objective`.
 
     Example:
 
@@ -30,12 +33,18 @@ class TwoStage(Objective):
     def __init__(
         self, objective="eenet_v2", first="eenet_v0", epochs=25, **options
     ):
-        self.objective = get(objective)
+        objective = get(objective)
+        options.setdefault("cost_weight", objective.cost_weight)
+        super().__init__(**options)
+        if objective.cost_weight != self.cost_weight:
+            objective = type(objective).from_config(
+                {**objective.get_config(), "cost_weight": self.cost_weight}
+            )
+        self.objective = objective
         self.first = get(first)
         self.epochs = epochs
+        self.epochs_done = 0
         self.active = self.first if epochs > 0 else self.objective
-        options.setdefault("cost_weight", self.objective.cost_weight)
-        super().__init__(**options)
         self.policy = self.objective.policy
         self.trains_confidence = self.objective.trains_confidence
         self.counts_cost = self.objective.counts_cost
@@ -85,9 +94,12 @@ class _ChangeObjective(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         schedule = self.schedule
-        early = epoch < schedule.epochs
+        early = max(epoch, schedule.epochs_done) < schedule.epochs
         wanted = schedule.first if early else schedule.objective
         if schedule.active is not wanted:
             schedule.active = wanted
             self.model.make_train_function(force=True)
             self.model.make_test_function(force=True)
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.schedule.epochs_done += 1

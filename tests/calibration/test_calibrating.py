@@ -1,7 +1,6 @@
 """Calibration of real models, and of observations whose risk is known."""
 
 import dataclasses
-import importlib
 import types
 
 import keras
@@ -11,7 +10,6 @@ import pytest
 import keras_earlyexit as ee
 from keras_earlyexit.calibration import (
     Observations,
-    RiskReport,
     calibrate,
     control_risk,
     observe,
@@ -334,16 +332,6 @@ def test_report_reads_well(model, tmp_path):
         report.threshold = 0.0
     report.plot(tmp_path / "risk.png")
     assert (tmp_path / "risk.png").stat().st_size > 5000
-
-
-def test_the_function_is_not_hidden_by_its_module():
-    module = importlib.import_module("keras_earlyexit.calibration.calibrate")
-    assert isinstance(module, types.ModuleType)
-    assert module.RiskReport is RiskReport
-    assert ee.calibration.calibrate is module.calibrate is calibrate
-    # What Python does when a submodule is imported for the first time.
-    ee.calibration.calibrate = module
-    assert ee.calibration.calibrate is calibrate
 
 
 @pytest.mark.long

@@ -1,0 +1,94 @@
+"""The architectures of keras.applications, built small and without weights."""
+
+import functools
+
+import keras
+import numpy as np
+import pytest
+from zoo import as_numpy
+
+import keras_earlyexit as ee
+from keras_earlyexit import placement, surgery
+
+# Image size, least number of legal cuts and of block ends.
+ARCHITECTURES = {
+    "ResNet50": (32, 39, 16),
+    "MobileNetV2": (32, 74, 10),
+    "EfficientNetB0": (32, 84, 16),
+    "DenseNet121": (32, 79, 58),
+    "VGG16": (32, 21, 15),
+    "NASNetMobile": (32, 5, 1),
+    "ConvNeXtTiny": (32, 27, 18),
+    "Xception": (71, 25, 12),
+    "InceptionV3": (75, 29, 11),
+}
+
+
+@functools.cache
+def build(name):
+    size = ARCHITECTURES[name][0]
+    return getattr(keras.applications, name)(
+        weights=None, input_shape=(size, size, 3), classes=10
+    )
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_takes_exits_that_change_nothing(name):
+    size, cuts, ends = ARCHITECTURES[name]
+    plain = build(name)
+    before = plain.to_json()
+    graph = surgery.trace(plain)
+    places = placement.candidates(graph)
+    assert len(places) == len(surgery.legal_cuts(graph)) >= cuts
+    block_ends = [place for place in places if place.is_block_end]
+    assert len(block_ends) >= ends
+    # Never in the stem: the first block end has done some blocks' work.
+    assert block_ends[0].index > 3 or name == "VGG16"
+
+    x = np.random.default_rng(0).uniform(0, 255, (2, size, size, 3))
+    x = x.astype("float32")
+    expected = as_numpy(plain(x))
+    model = ee.add_exits(plain, exits=min(2, len(block_ends)))
+    outputs = model(x)
+    np.testing.assert_allclose(
+        as_numpy(outputs["final"]), expected, rtol=0, atol=1e-6
+    )
+    assert np.all(np.diff(model.relative_costs) > 0)
+
+    given = x
+    for stage, exit_name in zip(model.stages, model.exit_names, strict=True):
+        result = stage(given)
+        np.testing.assert_allclose(
+            as_numpy(result["prediction"]),
+            as_numpy(outputs[exit_name]),
+            rtol=0,
+            atol=1e-6,
+        )
+        given = result.get("feature")
+    stripped = ee.strip_exits(model)
+    assert stripped.count_params() == plain.count_params()
+    assert plain.to_json() == before
+
+
+def test_nasnet_says_that_its_cells_read_two_earlier_ones():
+    plain = build("NASNetMobile")
+    with pytest.raises(
+        ValueError,
+        match=r"at most 1 exit,.*exits=2.*'stem_bn1' \(\d.*'normal_concat_12' "
+        r"\(\d+\.\d+%\).*blocks read several earlier blocks",
+    ):
+        ee.add_exits(plain, exits=2)
+    with pytest.raises(ValueError, match="cannot carry an exit: 2 tensors"):
+        ee.add_exits(plain, exits=["normal_concat_5"])
+    model = ee.add_exits(plain, exits=["stem_bn1"], block="conv")
+    assert model.exit_layers == ("stem_bn1",)
+
+
+def test_densenet_exits_stand_behind_blocks_and_transitions():
+    ends = [
+        place.name
+        for place in placement.candidates(build("DenseNet121"))
+        if place.is_block_end
+    ]
+    assert "conv2_block5_concat" in ends and "pool2_relu" in ends
+    assert not any(name.startswith(("conv1", "pool1")) for name in ends)

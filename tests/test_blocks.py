@@ -1,0 +1,309 @@
+"""Exit blocks: one contract for all kinds, and what each kind computes."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+from zoo import ZOO, as_numpy
+
+import keras_earlyexit as ee
+from keras_earlyexit import blocks
+from keras_earlyexit.tasks import Head
+
+pytestmark = pytest.mark.backends
+
+SHAPES = {
+    "vector": (5,),
+    "sequence": (7, 5),
+    "image": (6, 4, 5),
+    "volume": (4, 3, 2, 5),
+}
+TAKES = {
+    "pool": SHAPES,
+    "bnpool": SHAPES,
+    "plain": SHAPES,
+    "conv": ("sequence", "image", "volume"),
+    "token": ("sequence",),
+}
+EVERY = [(kind, shape) for kind in blocks.KINDS for shape in TAKES[kind]]
+
+
+def features(shape, rows=3, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.normal(1, 2, (rows, *SHAPES[shape])).astype("float32")
+
+
+def check_exit_block(block, shape):
+    """The contract of an exit block: shapes, config, types, gradients."""
+    x = features(shape)
+    feature = keras.Input(x.shape[1:])
+    symbolic = block(feature)
+    prediction, confidence = block(x)
+    for found, expected in zip(
+        (prediction, confidence), symbolic, strict=True
+    ):
+        assert tuple(found.shape)[1:] == expected.shape[1:]
+        assert keras.backend.standardize_dtype(found.dtype) == expected.dtype
+        assert expected.dtype == "float32"
+    assert tuple(prediction.shape) == (3, block.units)
+    assert tuple(confidence.shape) == (3, 1)
+    shapes = block.compute_output_shape((None, *x.shape[1:]))
+    assert shapes == ((None, block.units), (None, 1))
+
+    again = ee.ExitBlock.from_config(block.get_config())
+    assert again.get_config() == block.get_config()
+    again(feature)
+    again.set_weights(block.get_weights())
+    for one, other in zip(again(x), (prediction, confidence), strict=True):
+        np.testing.assert_array_equal(as_numpy(one), as_numpy(other))
+
+    # Each weight that can be trained is.
+    model = keras.Model(feature, ops.concatenate(symbolic, axis=-1))
+    before = [as_numpy(weight) for weight in model.trainable_weights]
+    model.compile("sgd", loss="mse")
+    model.train_on_batch(x, np.full((3, block.units + 1), 0.3, "float32"))
+    for weight, old in zip(model.trainable_weights, before, strict=True):
+        assert np.abs(as_numpy(weight) - old).max() > 0, weight.path
+
+
+@pytest.mark.parametrize("kind, shape", EVERY)
+def test_contract(kind, shape):
+    check_exit_block(ee.ExitBlock(4, kind), shape)
+
+
+def test_contract_of_a_class_token():
+    check_exit_block(ee.ExitBlock(4, "token", token="first"), "sequence")
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid", "linear"])
+def test_prediction_is_a_dense_layer_on_the_mean(activation):
+    block = ee.ExitBlock(4, activation=activation)
+    x = features("image")
+    prediction, confidence = map(as_numpy, block(x))
+    kernel, bias, w, b = map(as_numpy, block.weights)
+    mean = x.mean(axis=(1, 2))
+    logits = mean @ kernel + bias
+    expected = {
+        "linear": logits,
+        "sigmoid": 1 / (1 + np.exp(-logits)),
+        "softmax": np.exp(logits) / np.exp(logits).sum(1, keepdims=True),
+    }[activation]
+    np.testing.assert_allclose(prediction, expected, atol=1e-5)
+    np.testing.assert_allclose(
+        confidence, 1 / (1 + np.exp(-(mean @ w + b))), atol=1e-5
+    )
+
+
+def test_parameters_of_a_pool_block_are_few():
+    block = ee.ExitBlock(10)
+    block.build((None, 8, 8, 16))
+    assert block.count_params() == (16 + 1) * (10 + 1)
+
+
+def vector_of(block, x, **options):
+    """The vector that both branches read, by a branch that hands it on."""
+    if not block.built:
+        block.build((None, *x.shape[1:]))
+        block.prediction_branch.kernel.assign(np.eye(block.units))
+    return as_numpy(block(x, **options)[0])
+
+
+@pytest.mark.parametrize(
+    "kind, shape, token, expected",
+    [
+        ("pool", "vector", "mean", lambda x: x),
+        ("pool", "sequence", "mean", lambda x: x.mean(1)),
+        ("pool", "volume", "mean", lambda x: x.mean((1, 2, 3))),
+        ("plain", "sequence", "mean", lambda x: x.reshape(3, -1)),
+        ("token", "sequence", "mean", lambda x: normalized(x).mean(1)),
+        ("token", "sequence", "first", lambda x: normalized(x)[:, 0]),
+    ],
+)
+def test_vector_of_each_kind(kind, shape, token, expected):
+    x = features(shape)
+    wanted = expected(x)
+    block = ee.ExitBlock(
+        wanted.shape[1], kind, activation="linear", token=token
+    )
+    np.testing.assert_allclose(vector_of(block, x), wanted, atol=1e-5)
+
+
+def normalized(x):
+    x = x - x.mean(-1, keepdims=True)
+    return x / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+
+
+def test_bnpool_normalizes_each_channel_over_the_batch_when_training():
+    x = features("image", rows=64)
+    block = ee.ExitBlock(5, "bnpool", activation="linear")
+    before = vector_of(block, x)
+    np.testing.assert_allclose(before, x.mean((1, 2)), rtol=0.01)
+    trained = vector_of(block, x, training=True)
+    np.testing.assert_allclose(trained.mean(0), 0, atol=1e-4)
+    # Its moving mean has begun to follow.
+    assert np.abs(vector_of(block, x) - before).max() > 1e-3
+
+
+def test_conv_block_halves_the_feature_and_keeps_its_channels():
+    block = ee.ExitBlock(4, "conv")
+    block.build((None, 8, 6, 5))
+    convolution = block.reduction[0]
+    assert tuple(convolution.kernel.shape) == (3, 3, 5, 5)
+    assert convolution.compute_output_shape((None, 8, 6, 5)) == (None, 4, 3, 5)
+    assert not convolution.use_bias
+
+
+def test_channels_may_come_first():
+    x = features("image")
+    block = ee.ExitBlock(6, activation="linear", data_format="channels_first")
+    wanted = x.mean((2, 3))
+    np.testing.assert_allclose(vector_of(block, x), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("kind", blocks.KINDS)
+def test_answers_are_float32_under_mixed_precision(kind, policy):
+    keras.config.set_dtype_policy(policy)
+    try:
+        block = ee.ExitBlock(4, kind)
+        feature = layers.Activation("relu")(keras.Input((7, 5)))
+        assert feature.dtype == policy.removeprefix("mixed_")
+        assert [tensor.dtype for tensor in block(feature)] == ["float32"] * 2
+        answers = block(ops.cast(features("sequence"), feature.dtype))
+    finally:
+        keras.config.set_dtype_policy("float32")
+    for answer in answers:
+        assert keras.backend.standardize_dtype(answer.dtype) == "float32"
+    assert block.prediction_branch.kernel.dtype == "float32"
+
+
+def test_answers_are_float64_where_all_is():
+    block = ee.ExitBlock(4, dtype="float64")
+    assert [x.dtype for x in block(keras.Input((5,), dtype="float64"))] == [
+        "float64"
+    ] * 2
+
+
+def test_a_mask_that_reaches_a_block_makes_no_noise():
+    tokens = keras.Input((6,), dtype="int32")
+    x = layers.Embedding(9, 5, mask_zero=True)(tokens)
+    model = keras.Model(tokens, ee.ExitBlock(2)(x))
+    rows = np.array([[1, 2, 0, 0, 0, 0], [3, 4, 5, 6, 7, 8]])
+    prediction, confidence = model(rows)
+    assert getattr(prediction, "_keras_mask", None) is None
+    # Padding is left out of the mean.
+    shorter = model(np.array([[1, 2, 0, 0, 0, 0]] * 2))
+    np.testing.assert_allclose(
+        as_numpy(shorter[0])[0], as_numpy(prediction)[0], atol=1e-6
+    )
+
+
+# Blocks of a model.
+
+
+def exits_of(block, name="residual_cnn"):
+    return ZOO[name].add_exits(block=block)
+
+
+@pytest.mark.parametrize("kind", blocks.KINDS[:4])
+def test_kind_is_given_by_name(kind):
+    model = exits_of(kind)
+    for i in range(2):
+        assert model.net.get_layer(f"exit_{i}").kind == kind
+
+
+def test_an_exit_block_is_copied_for_every_exit():
+    mine = ee.ExitBlock(99, "bnpool", activation="linear", name="mine")
+    model = exits_of(mine)
+    found = [model.net.get_layer(f"exit_{i}") for i in range(2)]
+    assert not mine.built
+    assert [block.units for block in found] == [3, 3]
+    assert [block.kind for block in found] == ["bnpool"] * 2
+    assert found[0].activation is keras.activations.softmax
+    weights = {id(weight) for block in found for weight in block.weights}
+    assert len(weights) == 2 * len(found[0].weights)
+
+
+def test_a_callable_may_return_the_vector():
+    def wide(feature):
+        x = layers.Dense(7, activation="relu")(feature)
+        return layers.GlobalMaxPooling2D()(x)
+
+    model = exits_of(wide)
+    block = model.net.get_layer("exit_1")
+    assert tuple(block.prediction_branch.kernel.shape) == (7, 3)
+    x, _ = ZOO["residual_cnn"].batch(2)
+    answers = as_numpy(model(x)["exit_1"])
+    np.testing.assert_allclose(answers.sum(1), 1, atol=1e-5)
+    calls = [call.name for call in model._exits.blocks[1]]
+    assert calls[-1] == "exit_1" and len(calls) == 3
+
+
+def test_a_callable_may_return_prediction_and_confidence():
+    def own(feature):
+        x = layers.GlobalAveragePooling2D()(feature)
+        return layers.Dense(3, "softmax")(x), layers.Dense(1, "sigmoid")(x)
+
+    model = exits_of(own)
+    x, _ = ZOO["residual_cnn"].batch(2)
+    outputs = model(x)
+    assert tuple(outputs["exit_0"].shape) == (2, 3)
+    assert tuple(outputs["exit_0_confidence"].shape) == (2, 1)
+    result = model.stages[0](x)
+    np.testing.assert_allclose(
+        as_numpy(result["prediction"]), as_numpy(outputs["exit_0"]), atol=1e-6
+    )
+
+
+def test_a_callable_may_be_a_model():
+    def small_model(feature):
+        return keras.Sequential(
+            [layers.GlobalMaxPooling2D(), layers.Dense(6, "relu")]
+        )(feature)
+
+    model = exits_of(small_model)
+    assert model.net.get_layer("exit_0").units == 3
+
+
+@pytest.mark.parametrize(
+    "block, error, message",
+    [
+        ("poool", ValueError, "pool, bnpool, plain.*'poool' .*str"),
+        (None, TypeError, "an ExitBlock, or a callable.*None .*NoneType"),
+        ("token", ValueError, r"'exit_0'.*\(batch, tokens, ch.*4 axes"),
+        (lambda x: x, ValueError, r"a vector of shape.*\(None, 8, 8, 4\)"),
+        (
+            lambda x: [layers.Dense(5)(layers.Flatten()(x))] * 2,
+            ValueError,
+            r"\(batch, 3\) and a confidence.*\(None, 5\).*'exit_0'",
+        ),
+        (
+            lambda x: [layers.Dense(3)(layers.Flatten()(x))] * 3,
+            ValueError,
+            r"Received: shapes \[\(None, 3\), \(None, 3\), \(None, 3\)\]",
+        ),
+    ],
+)
+def test_blocks_that_do_not_fit_are_refused(block, error, message):
+    with pytest.raises(error, match=message):
+        exits_of(block)
+
+
+def test_bad_arguments_are_refused():
+    with pytest.raises(ValueError, match="`kind`.*kind=3 .*int"):
+        ee.ExitBlock(4, kind=3)
+    with pytest.raises(ValueError, match="'mean' or 'first'.*'last'"):
+        ee.ExitBlock(4, "token", token="last")
+    with pytest.raises(ValueError, match="'conv' expects.*2 axes"):
+        ee.ExitBlock(4, "conv")(keras.Input((5,)))
+    with pytest.raises(ValueError, match="'plain' cannot take.*'pool'"):
+        ee.ExitBlock(4, "plain")(keras.Input((None, 5)))
+
+
+def test_head_is_given_to_every_kind_of_block():
+    head = Head(2, "sigmoid", "multilabel")
+    feature = keras.Input((4, 4, 3))
+    for block in ("plain", ee.ExitBlock(1), lambda x: x[:, 0, 0]):
+        prediction, confidence = blocks.attach(block, feature, head, "exit_0")
+        assert prediction.shape == (None, 2)
+        assert confidence.shape == (None, 1)
