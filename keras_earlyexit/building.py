@@ -1,6 +1,7 @@
 """`add_exits` and `strip_exits`: exits on, exits off."""
 
 import types
+import warnings
 
 import keras
 
@@ -81,6 +82,7 @@ def add_exits(
         graph = surgery.copy(graph)
     places = placement_module.place(graph, exits, placement, cost)
     _check_names(graph, len(places))
+    _warn_of_uncounted(graph, cost)
     if not isinstance(block, str):
         surgery.reserve_names(graph)
     outputs = {}
@@ -162,6 +164,21 @@ def _check_prediction(prediction, final, exit_name):
             f"{final.shape}. Received: an exit block that answers in shape "
             f"{prediction.shape}. For a model that answers at every position "
             "pass a callable as `block` that does so too."
+        )
+
+
+def _warn_of_uncounted(graph, cost):
+    uncounted = {
+        name: None
+        for call in graph.calls
+        for name in cost_module.call_cost(call, cost).uncounted
+    }
+    if uncounted:
+        warnings.warn(
+            f"The cost of {', '.join(uncounted)} could not be counted and is "
+            "taken as 0: where exits go and what they save is too low by that "
+            "much. See `ee.cost.count(model)`.",
+            stacklevel=3,
         )
 
 

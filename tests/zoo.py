@@ -340,9 +340,9 @@ def _encoder_block(x, name):
 
 def transformer(mask_zero=False, name="transformer"):
     tokens = keras.Input((7,), dtype="int32", name="tokens")
-    x = layers.Embedding(
-        VOCABULARY, 8, mask_zero=mask_zero, name="embedding"
-    )(tokens)
+    x = layers.Embedding(VOCABULARY, 8, mask_zero=mask_zero, name="embedding")(
+        tokens
+    )
     x = Positions(name="positions")(x)
     for i in range(2):
         x = _encoder_block(x, f"block{i}")
@@ -441,7 +441,6 @@ LIGHT = (
     "shared_layer",
     "operations",
     "two_inputs_early",
-    "vision_transformer",
     "multilabel",
     "logits",
 )
