@@ -222,7 +222,8 @@ def attach(block, feature, head, name):
         block: A kind of `ExitBlock`, an `ExitBlock` (copied for each exit, its
             units and activation taken from the head), or a callable. The
             callable gets the feature (a `KerasTensor`) and returns either the
-            vector that both branches read, or `(prediction, confidence)`.
+            vector that both branches read, or `(prediction, confidence)`; the
+            layers it makes need names that differ from exit to exit, or none.
         feature: The feature, a `KerasTensor`.
         head: The model's `tasks.Head`.
         name: Name of the exit.
@@ -239,30 +240,37 @@ def attach(block, feature, head, name):
         return ExitBlock.from_config(config)(feature)
     if isinstance(block, str):
         return ExitBlock(kind=block, name=name, **_head_config(head))(feature)
-    if not callable(block):
+    if not callable(block) or isinstance(block, type):
         raise TypeError(
             f"Expected `block` to be one of {', '.join(KINDS)}, an ExitBlock, "
             f"or a callable. Received: block={block!r} (of type "
             f"{type(block).__name__})."
         )
     made = block(feature)
-    if not isinstance(made, (list, tuple)):
-        if len(made.shape) != 2:
-            raise ValueError(
-                "Expected the `block` callable to return a vector of shape "
-                "(batch, channels), or a tuple (prediction, confidence). "
-                f"Received: a tensor of shape {made.shape} for '{name}'."
-            )
+    if _is_tensor(made) and len(made.shape) == 2:
         return ExitBlock(name=name, **_head_config(head))(made)
-    shapes = [tuple(tensor.shape[1:]) for tensor in made]
-    if len(made) != 2 or shapes[0][-1:] != (head.units,) or shapes[1] != (1,):
+    if (
+        not isinstance(made, (list, tuple))
+        or len(made) != 2
+        or not all(map(_is_tensor, made))
+    ):
+        raise ValueError(
+            "Expected the `block` callable to return a vector of shape "
+            "(batch, channels), or a tuple (prediction, confidence). "
+            f"Received: {made!r} (of type {type(made).__name__}) for '{name}'."
+        )
+    shapes = [tuple(tensor.shape) for tensor in made]
+    if shapes[0][-1] != head.units or shapes[1][1:] != (1,):
         raise ValueError(
             "Expected the `block` callable to return a prediction of shape "
             f"(batch, {head.units}) and a confidence of shape (batch, 1). "
-            f"Received: shapes {[(None, *shape) for shape in shapes]} for "
-            f"'{name}'."
+            f"Received: shapes {shapes} for '{name}'."
         )
     return tuple(made)
+
+
+def _is_tensor(value):
+    return isinstance(value, keras.KerasTensor)
 
 
 def _head_config(head):

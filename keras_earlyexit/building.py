@@ -5,7 +5,7 @@ import warnings
 
 import keras
 
-from keras_earlyexit import blocks, stages, surgery
+from keras_earlyexit import blocks, opening, stages, surgery
 from keras_earlyexit import cost as cost_module
 from keras_earlyexit import placement as placement_module
 from keras_earlyexit.model import EarlyExitModel
@@ -80,9 +80,9 @@ def add_exits(
     head = infer_head(model, graph, task)
     if copy:
         graph = surgery.copy(graph)
+    _warn_of_uncounted(graph, cost)
     places = placement_module.place(graph, exits, placement, cost)
     _check_names(graph, len(places))
-    _warn_of_uncounted(graph, cost)
     if not isinstance(block, str):
         surgery.reserve_names(graph)
     outputs = {}
@@ -97,7 +97,7 @@ def add_exits(
         outputs[stages.confidence_name(exit_name)] = confidence
     outputs[stages.FINAL] = final
     outputs[stages.FINAL_CONFIDENCE] = _final_confidence(graph)
-    net = keras.Model(graph.inputs, outputs, name=model.name)
+    net = _network(graph.inputs, outputs, model.name)
     return EarlyExitModel(
         net, head, policy=policy, cost=cost, name=name or model.name
     )
@@ -132,6 +132,19 @@ def strip_exits(model):
     return keras.Model(net.input, net.output[stages.FINAL], name=net.name)
 
 
+def _network(inputs, outputs, name):
+    try:
+        return keras.Model(inputs, outputs, name=name)
+    except ValueError as error:
+        if "unique" not in str(error):
+            raise
+        raise ValueError(
+            "Expected the layers that the `block` callable makes to have "
+            f"names that the model and its other exits have not. {error} Leave "
+            "out `name=` in the callable."
+        ) from error
+
+
 def _final_confidence(graph):
     """A sigmoid unit on what the model's own head reads.
 
@@ -139,10 +152,10 @@ def _final_confidence(graph):
     objectives train it.
     """
     vector = graph.calls[-1].inputs[0]
-    for call in reversed(graph.calls):
-        if cost_module.call_cost(call).macs:
+    complete = opening.complete(graph.calls)
+    for call, counted in zip(graph.calls, complete, strict=True):
+        if cost_module.call_cost(counted).macs:
             vector = call.inputs[0]
-            break
     # Named layers: the automatic name of an operation may be taken already.
     if len(vector.shape) > 3:
         vector = keras.layers.Reshape(
@@ -170,7 +183,7 @@ def _check_prediction(prediction, final, exit_name):
 def _warn_of_uncounted(graph, cost):
     uncounted = {
         name: None
-        for call in graph.calls
+        for call in opening.complete(graph.calls)
         for name in cost_module.call_cost(call, cost).uncounted
     }
     if uncounted:

@@ -10,8 +10,10 @@ import dataclasses
 import difflib
 import numbers
 
+import keras
+
 from keras_earlyexit import cost as cost_module
-from keras_earlyexit import surgery
+from keras_earlyexit import opening, surgery
 
 GOLDEN_RATIO = 1.61803398875
 MERGES = frozenset(
@@ -84,10 +86,11 @@ def candidates(model, cost="macs"):
     ```
     """
     graph = model if isinstance(model, surgery.Graph) else surgery.trace(model)
-    macs = [cost_module.call_cost(call, cost).macs for call in graph.calls]
+    calls = opening.complete(graph.calls)
+    macs = [cost_module.call_cost(call, cost).macs for call in calls]
     weighted = [
         cost_module.call_cost(call).macs > 0 if cost != "macs" else count > 0
-        for call, count in zip(graph.calls, macs, strict=True)
+        for call, count in zip(calls, macs, strict=True)
     ]
     cuts = surgery.legal_cuts(graph)
     ends = _block_ends(graph, cuts, weighted)
@@ -154,7 +157,7 @@ def place(graph, exits, placement="pareto", cost="macs"):
     if all(isinstance(name, str) for name in exits):
         chosen = [_by_name(graph, places, name, exits) for name in exits]
     elif all(_is_number(number) for number in exits):
-        chosen = _by_fraction(_block_end_places(places), exits)
+        chosen = _by_fraction(_block_end_places(places, exits), exits)
     else:
         raise TypeError(
             "Expected all of `exits` to be layer names or all to be fractions "
@@ -164,7 +167,6 @@ def place(graph, exits, placement="pareto", cost="macs"):
 
 
 def _by_rule(places, exits, placement):
-    ends = _block_end_places(places)
     known = (*RULES, "even")
     if not callable(placement) and placement not in known:
         raise ValueError(
@@ -176,6 +178,7 @@ def _by_rule(places, exits, placement):
         raise ValueError(
             f"Expected at least one exit. Received: exits={exits}."
         )
+    ends = _block_end_places(places, exits)
     if exits > len(ends):
         raise _too_many(places, ends, exits)
     if callable(placement):
@@ -240,9 +243,17 @@ def _by_fraction(ends, fractions):
 
 
 def _by_name(graph, places, name, exits):
+    # A nested model stands for the last layer inside it.
+    name = graph.opened.get(name, name)
     for found in places:
         if found.name == name:
             return found
+    if name in (tensor.name for tensor in keras.tree.flatten(graph.inputs)):
+        raise ValueError(
+            f"Layer {name!r} is an input: nothing is computed there yet. "
+            f"Received: exits={list(exits)!r}. Choose one of: "
+            f"{_near(name, places)}."
+        )
     output = graph.calls[-1].name
     if name == output:
         raise ValueError(
@@ -314,26 +325,36 @@ def _merges(call):
     return kind in MERGES and len({id(x) for x in call.inputs}) > 1
 
 
-def _block_end_places(places):
-    return tuple(place for place in places if place.is_block_end)
+def _block_end_places(places, exits):
+    ends = tuple(place for place in places if place.is_block_end)
+    if not ends:
+        raise ValueError(
+            "Expected a model with block ends: layers with multiply-adds that "
+            "can be counted, both before and behind a legal cut. Received: "
+            f"exits={exits!r} for a model with none. If its inputs have open "
+            f"axes, give them a fixed shape. {_cuts_by_name(places)}"
+        )
+    return ends
 
 
 def _too_many(places, ends, exits):
-    advice = "Ask for fewer exits. " if ends else ""
+    by_name = ""
     if len(places) > len(ends):
-        advice += "Exits given by name can hang on any legal cut: " + ", ".join(
-            f"{place.name!r} ({place.fraction:.2%})"
-            for place in _spread(places, 8)
-        )
-        advice += ". "
-    lie = f" (at {_percentages(ends)} of the MACs)" if ends else ""
+        by_name = f" {_cuts_by_name(places)}"
     return ValueError(
-        f"Expected at most {len(ends)} exit{'s' * (len(ends) != 1)}, one for "
-        f"each block end of this model{lie}. Received: exits={exits}. "
-        f"{advice}Few places have exactly one tensor alive where blocks read "
-        "several earlier blocks, or where a mask or a second input is needed "
-        "to the end."
+        f"Expected at most {len(ends)} exit{'s' * (len(ends) > 1)}, one for "
+        f"each block end of this model (at {_percentages(ends)} of the MACs). "
+        f"Received: exits={exits}. Ask for fewer exits.{by_name} Few places "
+        "have exactly one tensor alive where blocks read several earlier "
+        "blocks, or where a mask or a second input is needed to the end."
     )
+
+
+def _cuts_by_name(places):
+    shown = ", ".join(
+        f"{place.name!r} ({place.fraction:.2%})" for place in _spread(places, 8)
+    )
+    return f"Exits given by name can hang on any legal cut: {shown}."
 
 
 def _spread(places, count):

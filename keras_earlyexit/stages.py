@@ -7,11 +7,12 @@ itself, so that a loaded model needs no record of it.
 
 import collections.abc
 import dataclasses
+import warnings
 
 import keras
 import numpy as np
 
-from keras_earlyexit import cost, surgery
+from keras_earlyexit import cost, opening, surgery
 from keras_earlyexit.policies import Score
 
 FINAL = "final"
@@ -65,7 +66,10 @@ def read(net):
         ValueError: If outputs are missing, or an exit does not hang on a legal
             cut.
     """
-    graph = surgery.trace(net)
+    with warnings.catch_warnings():
+        # That a nested model stays closed is said where exits are added.
+        warnings.filterwarnings("ignore", message="Nested models")
+        graph = surgery.trace(net)
     outputs = graph.outputs
     if not isinstance(outputs, dict) or exit_name(0) not in outputs:
         raise ValueError(
@@ -219,21 +223,29 @@ def relative_costs(exits, convention="macs"):
     Raises:
         ValueError: If the plain model has no MACs at all.
     """
+    calls_of = exits.graph.calls
+    complete = dict(zip(calls_of, opening.complete(calls_of), strict=True))
 
     def macs(calls):
-        return sum(cost.call_cost(call, convention).macs for call in calls)
+        return sum(
+            cost.call_cost(complete[call], convention).macs for call in calls
+        )
 
     plain = macs(exits.backbone)
     if not plain:
         raise ValueError(
             "Expected a model with multiply-adds to relate the cost of an "
-            "exit to. Received: a model in which no operation has any."
+            "exit to. Received: a model in which no operation has any, or "
+            "none that can be counted. Give its inputs a fixed shape."
         )
     eenets = convention == "eenets"
     reached, blocks = [], 0
     for feature, calls in zip(exits.features, exits.blocks, strict=True):
         behind = surgery.ancestors(exits.graph, [feature])
-        own = _dense_macs(calls) if eenets else macs(calls)
+        if eenets:
+            own = _dense_macs(complete[call] for call in calls)
+        else:
+            own = macs(calls)
         blocks = own if eenets else blocks + own
         reached.append(macs(behind) + blocks)
     reached.append(plain if eenets else plain + blocks)

@@ -51,12 +51,15 @@ class Graph:
     """The calls of a model in an order in which they can run.
 
     `inputs` and `outputs` keep the structure that the model has (a tensor, a
-    list or a dict). Only calls that the outputs depend on are listed.
+    list or a dict). Only calls that the outputs depend on are listed. `opened`
+    is a dict from the name of a nested model to that of the call inside that
+    gives its output.
     """
 
     inputs: object
     outputs: object
     calls: tuple
+    opened: dict = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -114,7 +117,12 @@ def trace(model):
     outputs = keras.tree.map_structure(
         lambda tensor: tensors[id(tensor)], functional.output
     )
-    return _read(keras.Model(inputs, outputs, name=model.name))
+    flat = _read(keras.Model(inputs, outputs, name=model.name))
+    for call in graph.calls:
+        last = producer(flat, tensors[id(call.outputs[0])])
+        if last is not None and last.operation is not call.operation:
+            flat.opened[call.name] = last.name
+    return flat
 
 
 def legal_cuts(graph):
@@ -240,7 +248,8 @@ def copy(graph):
     outputs = keras.tree.map_structure(
         lambda tensor: tensors[id(tensor)], graph.outputs
     )
-    return _read(keras.Model(inputs, outputs))
+    copied = _read(keras.Model(inputs, outputs))
+    return dataclasses.replace(copied, opened=graph.opened)
 
 
 def ancestors(graph, targets, until=()):

@@ -274,7 +274,9 @@ def test_a_callable_may_be_a_model():
         ("poool", ValueError, "pool, bnpool, plain.*'poool' .*str"),
         (None, TypeError, "an ExitBlock, or a callable.*None .*NoneType"),
         ("token", ValueError, r"'exit_0'.*\(batch, tokens, ch.*4 axes"),
+        (ee.ExitBlock, TypeError, "or a callable.*ExitBlock.*of type type"),
         (lambda x: x, ValueError, r"a vector of shape.*\(None, 8, 8, 4\)"),
+        (lambda x: None, ValueError, "a vector of shape.*None .*NoneType"),
         (
             lambda x: [layers.Dense(5)(layers.Flatten()(x))] * 2,
             ValueError,
@@ -283,7 +285,12 @@ def test_a_callable_may_be_a_model():
         (
             lambda x: [layers.Dense(3)(layers.Flatten()(x))] * 3,
             ValueError,
-            r"Received: shapes \[\(None, 3\), \(None, 3\), \(None, 3\)\]",
+            r"or a tuple \(prediction, confidence\)\. Received: \[<Keras",
+        ),
+        (
+            lambda x: layers.Flatten(name="mine")(x),
+            ValueError,
+            'names that the model.*"mine" is used 2 times.*Leave out `name=`',
         ),
     ],
 )

@@ -306,5 +306,41 @@ def test_a_model_without_a_block_end_says_what_names_may_be():
     inputs = keras.Input((4, 4, 1))
     x = layers.Flatten(name="flatten")(inputs)
     model = keras.Model(inputs, layers.Dense(2, "softmax")(x))
-    with pytest.raises(ValueError, match="at most 0 exits.*by name.*'flatten'"):
-        placement.place(surgery.trace(model), 1)
+    graph = surgery.trace(model)
+    for exits in (1, [0.5]):
+        with pytest.raises(ValueError, match="block ends.*by name.*'flatten'"):
+            placement.place(graph, exits)
+
+
+def test_open_axes_are_named_as_a_reason_for_no_block_end():
+    inputs = keras.Input((None, None, 3))
+    x = layers.Conv2D(4, 3, name="conv")(inputs)
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3)(x))
+    graph = surgery.trace(keras.Model(inputs, layers.Dense(2, "softmax")(x)))
+    with pytest.raises(ValueError, match="can be counted.*a fixed shape.*conv"):
+        placement.place(graph, 1)
+
+
+def test_axes_that_einsum_dense_leaves_open_are_counted():
+    x = inputs = keras.Input((6, 8))
+    for i in range(3):
+        x = layers.EinsumDense("abc,cd->abd", (None, 8), name=f"mix_{i}")(x)
+    x = layers.GlobalAveragePooling1D(name="pool")(x)
+    model = keras.Model(inputs, layers.Dense(2, "softmax")(x))
+    places = placement.candidates(model)
+    assert [place.macs for place in places] == [384, 768, 1152, 1152]
+    early = ee.add_exits(model, ["mix_0", "mix_1"])
+    assert early.plain_macs == 1152 + 16
+    np.testing.assert_allclose(
+        early.relative_costs * early.plain_macs,
+        [384 + 24, 768 + 48, 1152 + 16 + 48],
+    )
+
+
+def test_a_nested_model_stands_for_its_last_layer():
+    graph = surgery.trace(ZOO["nested_functional"].build())
+    assert names(placement.place(graph, ["base"])) == ["base_out"]
+    graph = surgery.trace(ZOO["nested_sequential"].build())
+    assert names(placement.place(graph, ["first"])) == ["first_relu"]
+    with pytest.raises(ValueError, match="'image' is an input.*Choose one of"):
+        placement.place(graph, ["image"])

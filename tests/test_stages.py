@@ -231,7 +231,7 @@ def test_a_model_without_multiply_adds_is_refused():
     inputs = keras.Input((4,))
     x = layers.ReLU(name="relu")(inputs)
     model = keras.Model(inputs, layers.Softmax()(layers.ReLU()(x)))
-    with pytest.raises(ValueError, match="multiply-adds.*no operation has any"):
+    with pytest.raises(ValueError, match="multiply-adds.*can be counted"):
         ee.add_exits(model, exits=["relu"])
 
 

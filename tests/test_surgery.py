@@ -109,7 +109,9 @@ def test_traced_model_is_flat_and_computes_the_same(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_copy_computes_the_same_with_weights_of_its_own(name):
     model, graph = taken_apart(name)
-    copied = model_of(surgery.copy(graph))
+    copied = surgery.copy(graph)
+    assert copied.opened == graph.opened
+    copied = model_of(copied)
     x, _ = ZOO[name].batch(4)
     np.testing.assert_array_equal(as_numpy(copied(x)), as_numpy(model(x)))
     weights = {id(weight) for weight in model.weights}
@@ -308,8 +310,9 @@ def test_nested_models_with_equal_layer_names_stay_closed_with_a_warning():
         graph = surgery.trace(model)
     names = [call.name for call in graph.calls]
     assert names == ["left", "right", "other_conv", "pool", "head"]
-    with pytest.warns(UserWarning, match="stay one operation each"):
+    with pytest.warns(UserWarning, match="stay one operation each") as said:
         net = ee.add_exits(model, exits=["left", "other_conv"])
+    assert len(said) == 1
     x = np.ones((2, 4, 4, 2), "float32")
     np.testing.assert_array_equal(as_numpy(net(x)["final"]), as_numpy(model(x)))
 
@@ -397,6 +400,19 @@ def test_ancestors_and_producer_follow_the_calls():
     assert by_name["stem"] not in found and by_name["block0_bn2"] in found
     assert surgery.producer(graph, tensor) is by_name["block0_add"]
     assert surgery.producer(graph, graph.inputs) is None
+
+
+def test_an_operation_with_two_outputs_is_a_cut_where_one_of_them_is_read():
+    def names_of_cuts(build):
+        inputs = keras.Input((4,))
+        x = layers.Dense(4, name="first")(inputs)
+        outputs = layers.Dense(2, name="last")(build(*ops.split(x, 2, axis=1)))
+        graph = surgery.trace(keras.Model(inputs, outputs))
+        return [cut.name for cut in surgery.legal_cuts(graph)]
+
+    assert len(names_of_cuts(lambda one, other: one)) == 2
+    both = names_of_cuts(lambda one, other: ops.maximum(one, other))
+    assert len(both) == 2 and not any("split" in name for name in both)
 
 
 def test_calls_that_the_output_does_not_need_are_left_out():
