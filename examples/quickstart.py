@@ -11,7 +11,7 @@ for split in ("train", "calibration", "test"):
     data[split] = ee.datasets.normalize("digits", x), y
 
 plain = ee.backbones.resnet_cifar(20, (8, 8, 1), num_classes=10)
-model = ee.add_exits(plain, exits=2, block="plain")
+model = ee.add_exits(plain, exits=2, block="plain", policy="max_probability")
 
 model.compile(
     keras.optimizers.Adam(2e-3), ee.objectives.TwoStage("eenet_v2", epochs=8)

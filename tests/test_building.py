@@ -254,6 +254,25 @@ def test_layers_of_a_callable_block_get_names_that_the_model_has_not():
     assert names.count("dense_4") == names.count("dense_5") == 1
 
 
+class Opaque(layers.Layer):
+    """Leaves `keras.ops`, so that nobody can count what it does."""
+
+    def call(self, x):
+        return ops.convert_to_tensor(ops.convert_to_numpy(x))
+
+    def compute_output_spec(self, x):
+        return keras.KerasTensor(x.shape, x.dtype)
+
+
+def test_costs_that_cannot_be_counted_are_named():
+    inputs = keras.Input((4,))
+    x = Opaque(name="opaque")(layers.Dense(4, name="first")(inputs))
+    plain = keras.Model(inputs, layers.Dense(2, "softmax")(x))
+    with pytest.warns(UserWarning, match="The cost of opaque could not be"):
+        model = ee.add_exits(plain, ["first"])
+    assert model.plain_macs == 16 + 8
+
+
 def two_outputs():
     inputs = keras.Input((4,))
     x = layers.Dense(4)(inputs)
