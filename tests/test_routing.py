@@ -11,7 +11,11 @@ from keras import layers, ops
 import keras_earlyexit as ee
 from keras_earlyexit.routing import _bucket
 
-pytestmark = pytest.mark.backends
+pytestmark = [
+    pytest.mark.backends,
+    # The counting layer has no cost that could be counted.
+    pytest.mark.filterwarnings("ignore:The cost of count_0"),
+]
 
 BACKEND = keras.backend.backend()
 
