@@ -126,12 +126,16 @@ def optimizer(settings, train):
 
 def fit(model, train, settings):
     """Trains with one progress bar over all epochs."""
-    bar = keras.utils.Progbar(settings.epochs, unit_name="epoch")
+    exits = getattr(model, "exit_names", ())
+    names = ["loss", "accuracy", *(f"{name}_accuracy" for name in exits)]
+    bar = keras.utils.Progbar(
+        settings.epochs, unit_name="epoch", stateful_metrics=names
+    )
 
     class Progress(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
-            shown = {k: v for k, v in logs.items() if "accuracy" in k}
-            bar.update(epoch + 1, [("loss", logs["loss"]), *shown.items()])
+            shown = [(name, logs[name]) for name in names if name in logs]
+            bar.update(epoch + 1, shown)
 
     model.fit(
         *train,
