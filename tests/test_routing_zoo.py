@@ -9,7 +9,7 @@ from keras import ops
 pytestmark = pytest.mark.backends
 
 
-@pytest.mark.parametrize("name", zoo.NAMES)
+@pytest.mark.parametrize("name", zoo.ZOO)
 def test_routed_answers(name):
     _, model = zoo.plain_and_early(name)
     x, _ = zoo.ZOO[name].batch(8)
