@@ -17,7 +17,15 @@ import logging
 import sys
 import threading
 
-_MODULES = ("blocks", "losses", "model", "objectives", "policies")
+_MODULES = (
+    "blocks",
+    "losses",
+    "model",
+    "objectives",
+    "optimizers",
+    "policies",
+    "regimes",
+)
 _PACKAGE = __name__.rpartition(".")[0]
 
 

@@ -5,7 +5,7 @@ import warnings
 
 import keras
 
-from keras_earlyexit import blocks, opening, stages, surgery
+from keras_earlyexit import blocks, exit_graph, opening, stages, surgery
 from keras_earlyexit import cost as cost_module
 from keras_earlyexit import placement as placement_module
 from keras_earlyexit.model import EarlyExitModel
@@ -39,6 +39,8 @@ def add_exits(
             `ee.placement`).
         block: The exit block: `"pool"`, `"bnpool"`, `"plain"`, `"conv"`,
             `"token"`, an `ExitBlock`, or a callable (see `ee.blocks.attach`).
+            A model that answers at every position (segmentation, tagging)
+            needs `"dense"`.
         policy: How exits are scored (a name or a `Policy`); `None` takes the
             policy that goes with the objective given to `compile`.
         cost: How cost is counted, `"macs"` or the EENets authors' `"eenets"`.
@@ -88,15 +90,15 @@ def add_exits(
     outputs = {}
     (final,) = keras.tree.flatten(graph.outputs)
     for i, place in enumerate(places):
-        exit_name = stages.exit_name(i)
+        exit_name = exit_graph.exit_name(i)
         prediction, confidence = blocks.attach(
             block, place.tensor, head, exit_name
         )
         _check_prediction(prediction, final, exit_name)
         outputs[exit_name] = prediction
-        outputs[stages.confidence_name(exit_name)] = confidence
-    outputs[stages.FINAL] = final
-    outputs[stages.FINAL_CONFIDENCE] = _final_confidence(graph)
+        outputs[exit_graph.confidence_name(exit_name)] = confidence
+    outputs[exit_graph.FINAL] = final
+    outputs[exit_graph.FINAL_CONFIDENCE] = _final_confidence(graph)
     net = _network(graph.inputs, outputs, model.name)
     return EarlyExitModel(
         net, head, policy=policy, cost=cost, name=name or model.name
@@ -129,7 +131,7 @@ def strip_exits(model):
             f"{model!r} (of type {type(model).__name__})."
         )
     net = model.net
-    return keras.Model(net.input, net.output[stages.FINAL], name=net.name)
+    return keras.Model(net.input, net.output[exit_graph.FINAL], name=net.name)
 
 
 def _network(inputs, outputs, name):
@@ -159,24 +161,34 @@ def _final_confidence(graph):
     # Named layers: the automatic name of an operation may be taken already.
     if len(vector.shape) > 3:
         vector = keras.layers.Reshape(
-            (-1, vector.shape[-1]), name=f"{stages.FINAL_CONFIDENCE}_positions"
+            (-1, vector.shape[-1]),
+            name=f"{exit_graph.FINAL_CONFIDENCE}_positions",
         )(vector)
     if len(vector.shape) > 2:
         vector = keras.layers.GlobalAveragePooling1D(
-            data_format="channels_last", name=f"{stages.FINAL_CONFIDENCE}_pool"
+            data_format="channels_last",
+            name=f"{exit_graph.FINAL_CONFIDENCE}_pool",
         )(vector)
     return keras.layers.Dense(
-        1, activation="sigmoid", dtype="float32", name=stages.FINAL_CONFIDENCE
+        1,
+        activation="sigmoid",
+        dtype="float32",
+        name=exit_graph.FINAL_CONFIDENCE,
     )(vector)
 
 
 def _check_prediction(prediction, final, exit_name):
     if prediction.shape[1:] != final.shape[1:]:
+        hint = ""
+        if len(final.shape) > 2:
+            hint = (
+                " The model answers at every position: pass `block='dense'`, "
+                "or a callable that answers there too."
+            )
         raise ValueError(
             f"Expected '{exit_name}' to answer as the model does, in shape "
             f"{final.shape}. Received: an exit block that answers in shape "
-            f"{prediction.shape}. For a model that answers at every position "
-            "pass a callable as `block` that does so too."
+            f"{prediction.shape}.{hint}"
         )
 
 
@@ -236,12 +248,13 @@ def _check_graph(model, graph):
 
 def _check_names(graph, count):
     """Refuses layer names that the exits need for themselves."""
-    reserved = {stages.FEATURE, stages.CARRY, stages.FINAL_CONFIDENCE}
+    reserved = {stages.FEATURE, stages.CARRY, exit_graph.FINAL_CONFIDENCE}
     reserved |= {
-        f"{stages.FINAL_CONFIDENCE}_{part}" for part in ("positions", "pool")
+        f"{exit_graph.FINAL_CONFIDENCE}_{part}"
+        for part in ("positions", "pool")
     }
-    reserved |= {stages.exit_name(i) for i in range(count)}
-    reserved |= {f"{stages.exit_name(i)}_score" for i in range(count)}
+    reserved |= {exit_graph.exit_name(i) for i in range(count)}
+    reserved |= {f"{exit_graph.exit_name(i)}_score" for i in range(count)}
     names = {tensor.name for tensor in keras.tree.flatten(graph.inputs)}
     names |= {call.name for call in graph.calls}
     taken = sorted(reserved & names)

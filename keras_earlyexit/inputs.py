@@ -64,6 +64,7 @@ def _fit(array, tensor):
             want in (None, have)
             for want, have in zip(tensor.shape[1:], shape[1:], strict=True)
         ):
+            _refuse_nan(array, tensor.name)
             return keras.ops.cast(array, tensor.dtype)
         array = keras.ops.convert_to_numpy(array)
     array = np.asarray(array)
@@ -85,7 +86,29 @@ def _fit(array, tensor):
             f"stands for any size, first the batch). Received: an array of "
             f"shape {array.shape} and dtype {array.dtype}.{hint}"
         )
+    _refuse_nan(array, tensor.name)
     return array
+
+
+def _refuse_nan(array, name, rows_at_once=4096):
+    """Looks at the inputs themselves: a ReLU may make 0 of a NaN."""
+    rows = []
+    for start in range(0, len(array), rows_at_once):
+        part = array[start : start + rows_at_once]
+        if keras.ops.is_tensor(part):
+            part = keras.ops.convert_to_numpy(part)
+        if part.dtype.kind != "f":
+            return
+        found = np.isnan(part)
+        if found.any():
+            found = found.reshape(len(part), -1).any(axis=1)
+            rows += (start + np.flatnonzero(found)).tolist()
+    if rows:
+        raise ValueError(
+            f"Expected finite inputs. Received: '{name}' with NaN in "
+            f"{len(rows)} of {len(array)} samples, the first of them at rows "
+            f"{rows[:5]}. Drop these samples, or fill them in."
+        )
 
 
 def _cast(array, tensor):

@@ -3,7 +3,7 @@
 import keras
 
 from keras_earlyexit import objectives
-from keras_earlyexit.stages import FINAL, confidence_name, exit_name
+from keras_earlyexit.exit_graph import FINAL, confidence_name, exit_name
 
 
 @keras.saving.register_keras_serializable(package="keras_earlyexit")

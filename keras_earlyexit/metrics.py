@@ -8,9 +8,9 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_earlyexit.exit_graph import FINAL, confidence_name
 from keras_earlyexit.objectives.base import as_float
 from keras_earlyexit.policies import score_of
-from keras_earlyexit.stages import FINAL, confidence_name
 
 DEFAULT_METRICS = {
     "classification": ("accuracy",),

@@ -2,14 +2,16 @@
 
 import keras
 
-from keras_earlyexit import policies, stages
+from keras_earlyexit import exit_costs, exit_graph, policies, stages, surgery
+from keras_earlyexit.compiling import ExitCompiling
+from keras_earlyexit.evaluating import ExitEvaluation
 from keras_earlyexit.routing import Router
 from keras_earlyexit.tasks import Head
 from keras_earlyexit.training import ExitTraining
 
 
 @keras.saving.register_keras_serializable(package="keras_earlyexit")
-class EarlyExitModel(ExitTraining, keras.Model):
+class EarlyExitModel(ExitCompiling, ExitTraining, ExitEvaluation, keras.Model):
     """A Keras model that can answer at several depths; see `ee.add_exits`.
 
     `model(x)` gives every exit's answer, a flat dict `exit_0`,
@@ -51,16 +53,30 @@ class EarlyExitModel(ExitTraining, keras.Model):
         super().__init__(name=name or net.name, **kwargs)
         self.head = head
         self.cost = cost
-        self.net = net
-        self._exits = stages.read(net)
-        self._relative_costs, self._plain_macs = stages.relative_costs(
-            self._exits, cost
-        )
+        self.net = None
+        self.set_network(net)
         self.set_policy(
             policies.get("learned" if policy is None else policy),
             given=policy is not None,
         )
         self.built = True
+
+    def set_network(self, net):
+        """Puts another network in the place of the present one.
+
+        Args:
+            net: A functional Keras model with the same exits.
+        """
+        surgery.replace_layer(self, "net", net)
+        self._exits = exit_graph.read(net)
+        self._relative_costs, self._plain_macs = exit_costs.relative_costs(
+            self._exits, self.cost
+        )
+
+    @property
+    def exit_graph(self):
+        """The network taken apart at its exits, an `exit_graph.ExitGraph`."""
+        return self._exits
 
     @property
     def exit_names(self):
@@ -107,13 +123,7 @@ class EarlyExitModel(ExitTraining, keras.Model):
         Raises:
             ValueError: If the policy does not fit the model.
         """
-        if policy.uses_probabilities and self.head.task == "regression":
-            raise ValueError(
-                "Expected a policy that needs no class probabilities, for a "
-                f"model that answers with values. Received: {policy!r}. Use "
-                "'learned'."
-            )
-        policy.thresholds(len(self.exit_names) - 1)
+        policy.check(self.head, len(self.exit_names) - 1)
         self._policy = policy
         self._has_given_policy = given
         self._stages = stages.Stages(
@@ -135,9 +145,10 @@ class EarlyExitModel(ExitTraining, keras.Model):
         return self._stages
 
     def call(self, inputs, training=None):
-        outputs = self.net(inputs, training=training)
+        net = self.training_network if training else self.net
+        outputs = net(inputs, training=training)
         if not self.uses_final_confidence:
-            outputs.pop(stages.FINAL_CONFIDENCE, None)
+            outputs.pop(exit_graph.FINAL_CONFIDENCE, None)
         return outputs
 
     @property

@@ -305,6 +305,20 @@ def input_like(tensor, name=None):
     )
 
 
+def replace_layer(owner, name, layer):
+    """Sets an attribute of a layer, so that it forgets the layer before.
+
+    Args:
+        owner: A Keras layer or model.
+        name: Name of the attribute, a layer or `None` so far.
+        layer: The layer to put there.
+    """
+    before = getattr(owner, name, None)
+    if before is not None:
+        owner._tracker.untrack(before)
+    setattr(owner, name, layer)
+
+
 def pairs(old, new):
     """Dict `id(old tensor) -> new tensor` of two equal structures."""
     return {

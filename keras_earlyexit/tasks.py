@@ -21,11 +21,19 @@ class Head:
         units: Number of classes, labels or values (the last axis).
         activation: `"softmax"`, `"sigmoid"` or `"linear"`, as in the model.
         task: `"classification"`, `"multilabel"` or `"regression"`.
+        positions: Shape of the positions that have an answer each, such as
+            (height, width) or (tokens,), with `None` for a size that is open;
+            `()` for one answer per sample.
     """
 
     units: int
     activation: str
     task: str
+    positions: tuple = ()
+
+    def __post_init__(self):
+        # A saved model brings a list.
+        object.__setattr__(self, "positions", tuple(self.positions))
 
     @property
     def from_logits(self):
@@ -76,40 +84,52 @@ class Head:
         """Refuses labels that cannot belong to this head.
 
         Args:
-            y: Numpy array of labels of all samples.
+            y: Array of labels of all samples. For classes integers (batch,
+                positions...) or (batch, positions..., 1), or one-hot (batch,
+                positions..., units); otherwise (batch, positions..., units).
 
         Raises:
-            ValueError: If the shape or the range of the labels is wrong.
+            ValueError: If the shape, the type or the range of the labels is
+                wrong, or if there is NaN among them.
         """
         y = np.asarray(y)
-        if self.task == "classification":
-            self._check_classes(y)
-            return
-        width = y.shape[-1] if y.ndim > 1 else 1
-        if width != self.units:
+        if y.dtype.kind in "OSUM":
             raise ValueError(
-                f"Expected y of shape (batch, {self.units}), one value for "
-                f"each unit of the head. Received: y with shape {y.shape}."
+                "Expected labels as numbers. Received: y with shape "
+                f"{y.shape} and dtype {y.dtype}. Number the classes from 0."
             )
-        if self.task == "multilabel" and y.size:
-            low, high = y.min(), y.max()
-            if low < 0 or high > 1:
-                raise ValueError(
-                    "Expected multi-label targets between 0 and 1. Received: "
-                    f"values from {low} to {high}."
-                )
+        bare = _fits(y, self.positions)
+        whole = _fits(y, (*self.positions, self.units))
+        if self.task == "classification" and not (whole and self.units > 1):
+            if not bare and not _fits(y, (*self.positions, 1)):
+                raise self._wrong_shape(y)
+            self._check_classes(y)
+        elif not whole and not (bare and self.units == 1):
+            raise self._wrong_shape(y)
+        elif y.size:
+            self._check_values(y)
+
+    def _wrong_shape(self, y):
+        whole = _shape_text(*self.positions, self.units)
+        expected = f"y of shape {whole}, one value for each unit of the head"
+        if self.task == "classification":
+            expected = (
+                f"integer labels of shape {_shape_text(*self.positions)} or "
+                f"{_shape_text(*self.positions, 1)}, or one-hot labels of "
+                f"shape {whole}"
+            )
+        hint = ""
+        if y.ndim > 2 and not self.positions:
+            hint = (
+                " If the model answers at every position, its head must say "
+                "so: `Head(..., positions=(height, width))`."
+            )
+        return ValueError(
+            f"Expected {expected}. Received: y with shape {y.shape} and dtype "
+            f"{y.dtype}.{hint}"
+        )
 
     def _check_classes(self, y):
-        one_hot = y.ndim > 1 and y.shape[-1] == self.units and self.units > 1
-        integers = y.ndim == 1 or (y.ndim == 2 and y.shape[-1] == 1)
-        if one_hot:
-            return
-        if not integers:
-            raise ValueError(
-                "Expected integer labels of shape (batch,) or (batch, 1), or "
-                f"one-hot labels of shape (batch, {self.units}). Received: y "
-                f"with shape {y.shape} and dtype {y.dtype}."
-            )
         if not y.size:
             return
         low, high = y.min(), y.max()
@@ -119,6 +139,22 @@ class Head:
                 f"head with {self.units} classes. Received: labels from {low} "
                 f"to {high} (dtype {y.dtype}). Renumber the labels, or give "
                 "the model as many units as there are classes."
+            )
+
+    def _check_values(self, y):
+        low, high = y.min(), y.max()
+        if np.isnan(low):
+            rows = np.isnan(y).reshape(len(y), -1).any(axis=1)
+            raise ValueError(
+                "Expected labels without NaN. Received: y of shape "
+                f"{y.shape} with NaN in its rows "
+                f"{np.flatnonzero(rows)[:5].tolist()} (the first ones). Drop "
+                "these samples, or fill them in."
+            )
+        if self.task == "multilabel" and (low < 0 or high > 1):
+            raise ValueError(
+                "Expected multi-label targets between 0 and 1. Received: "
+                f"values from {low} to {high}."
             )
 
     def get_config(self):
@@ -149,6 +185,7 @@ def infer_head(model, graph, task=None):
     while isinstance(output, (list, tuple, dict)):
         (output,) = keras.tree.flatten(output)
     activation = _activation(graph, output)
+    _check_axis(graph, output)
     task = task or _task_of(activation) or _task_of_loss(model)
     if task is None:
         raise ValueError(
@@ -169,25 +206,41 @@ def infer_head(model, graph, task=None):
             f"task={task!r}. Received: a head that ends in {activation}. "
             "Leave `task` out to take what the head says."
         )
-    return Head(units=output.shape[-1], activation=activation, task=task)
+    return Head(
+        units=output.shape[-1],
+        activation=activation,
+        task=task,
+        positions=output.shape[1:-1],
+    )
+
+
+def _fits(y, axes):
+    """Whether an array has some axes behind the batch; `None` fits any size."""
+    return y.ndim == 1 + len(axes) and all(
+        wanted in (None, size)
+        for wanted, size in zip(axes, y.shape[1:], strict=True)
+    )
+
+
+def _shape_text(*axes):
+    """A shape for a message: `(batch,)`, `(batch, 8, any)`."""
+    sizes = ["any" if size is None else str(size) for size in axes]
+    return f"({', '.join(['batch', *sizes])}{'' if axes else ','})"
 
 
 def _activation(graph, output):
     """Name of the activation that an output tensor comes out of."""
-    call = next(
-        call
-        for call in reversed(graph.calls)
-        if any(tensor is output for tensor in call.outputs)
-    )
+    call = _call_behind(graph, output)
     operation = call.operation
+    if isinstance(operation, keras.layers.TimeDistributed):
+        operation = operation.layer
     if isinstance(operation, keras.layers.Softmax):
         return "softmax"
     function = getattr(operation, "activation", None)
     name = getattr(function, "__name__", type(operation).__name__).lower()
     if name in ("softmax", "sigmoid"):
         return name
-    passes_on = ("Reshape", "Flatten", "Dropout", "Cast", "Identity")
-    if type(operation).__name__ in passes_on or (
+    if _hands_on(operation) or (
         isinstance(operation, keras.layers.Activation) and name == "linear"
     ):
         inputs = call.inputs
@@ -198,6 +251,47 @@ def _activation(graph, output):
         ):
             return _activation(graph, inputs[0])
     return "linear"
+
+
+def _call_behind(graph, output):
+    return next(
+        call
+        for call in reversed(graph.calls)
+        if any(tensor is output for tensor in call.outputs)
+    )
+
+
+def _check_axis(graph, output):
+    """Refuses a softmax over positions, as in a model with channels first."""
+    operation = _call_behind(graph, output).operation
+    axis = getattr(operation, "axis", -1)
+    if type(operation).__name__ == "Softmax" and axis not in (
+        -1,
+        len(output.shape) - 1,
+    ):
+        raise ValueError(
+            "Expected a head with the classes on its last axis. Received: "
+            f"'{operation.name}', a softmax over axis={axis!r} of answers of "
+            f"shape {output.shape}. Bring the classes to the end, as with "
+            "`keras.layers.Permute`."
+        )
+
+
+def _hands_on(operation):
+    """Whether what comes out has the form of what goes in."""
+    kind = type(operation).__name__
+    if kind.startswith("UpSampling"):
+        # Others overshoot: their results are no probabilities any more.
+        how = getattr(operation, "interpolation", "nearest")
+        return how in ("nearest", "bilinear")
+    return kind.startswith("Cropping") or kind in (
+        "Reshape",
+        "Flatten",
+        "Permute",
+        "Dropout",
+        "Cast",
+        "Identity",
+    )
 
 
 def _task_of(activation):

@@ -22,6 +22,7 @@ TAKES = {
     "plain": SHAPES,
     "conv": ("sequence", "image", "volume"),
     "token": ("sequence",),
+    "dense": ("sequence", "image", "volume"),
 }
 EVERY = [(kind, shape) for kind in blocks.KINDS for shape in TAKES[kind]]
 if keras.backend.backend() != "tensorflow":
@@ -43,10 +44,13 @@ def check_exit_block(block, shape):
         assert tuple(found.shape)[1:] == expected.shape[1:]
         assert keras.backend.standardize_dtype(found.dtype) == expected.dtype
         assert expected.dtype == "float32"
-    assert tuple(prediction.shape) == (3, block.units)
+    answer = (block.units,)
+    if block.kind == "dense":
+        answer = (*(block.positions or x.shape[1:-1]), block.units)
+    assert tuple(prediction.shape) == (3, *answer)
     assert tuple(confidence.shape) == (3, 1)
     shapes = block.compute_output_shape((None, *x.shape[1:]))
-    assert shapes == ((None, block.units), (None, 1))
+    assert shapes == ((None, *answer), (None, 1))
 
     again = ee.ExitBlock.from_config(block.get_config())
     assert again.get_config() == block.get_config()
@@ -56,10 +60,14 @@ def check_exit_block(block, shape):
         np.testing.assert_array_equal(as_numpy(one), as_numpy(other))
 
     # Each weight that can be trained is.
-    model = keras.Model(feature, ops.concatenate(symbolic, axis=-1))
+    model = keras.Model(feature, list(symbolic))
     before = [as_numpy(weight) for weight in model.trainable_weights]
-    model.compile("sgd", loss="mse")
-    model.train_on_batch(x, np.full((3, block.units + 1), 0.3, "float32"))
+    model.compile("sgd", loss=["mse", "mse"])
+    targets = [
+        np.full(tensor.shape, 0.3, "float32")
+        for tensor in (prediction, confidence)
+    ]
+    model.train_on_batch(x, targets)
     for weight, old in zip(model.trainable_weights, before, strict=True):
         assert np.abs(as_numpy(weight) - old).max() > 0, weight.path
 
@@ -73,6 +81,15 @@ def test_contract(kind, shape):
 @pytest.mark.backends
 def test_contract_of_a_class_token():
     check_exit_block(ee.ExitBlock(4, "token", token="first"), "sequence")
+
+
+@pytest.mark.backends
+@pytest.mark.parametrize(
+    "shape, positions",
+    [("sequence", (9,)), ("image", (12, 3)), ("volume", (2, 5, 2))],
+)
+def test_contract_of_an_answer_at_other_positions(shape, positions):
+    check_exit_block(ee.ExitBlock(4, "dense", positions=positions), shape)
 
 
 @pytest.mark.backends
@@ -153,6 +170,96 @@ def test_conv_block_halves_the_feature_and_keeps_its_channels():
     assert tuple(convolution.kernel.shape) == (3, 3, 5, 5)
     assert convolution.compute_output_shape((None, 8, 6, 5)) == (None, 4, 3, 5)
     assert not convolution.use_bias
+
+
+def interpolated(x, positions):
+    """Linear interpolation along each axis, pixels being areas."""
+    for axis, size in enumerate(positions, 1):
+        found = x.shape[axis]
+        at = (np.arange(size) + 0.5) * found / size - 0.5
+        at = at.clip(0, found - 1)
+        low = np.floor(at).astype(int)
+        high = np.minimum(low + 1, found - 1)
+        share = (at - low).reshape(-1, *[1] * (x.ndim - axis - 1))
+        x = np.take(x, low, axis) * (1 - share) + np.take(x, high, axis) * share
+    return x
+
+
+@pytest.mark.backends
+@pytest.mark.parametrize(
+    "shape, positions",
+    [
+        ("sequence", None),
+        ("sequence", (14,)),
+        ("sequence", (5,)),
+        ("image", (6, 4)),
+        ("image", (24, 16)),
+        ("image", (7, 9)),
+        ("image", (3, 2)),
+        ("image", (2, 8)),
+        ("volume", (8, 6, 4)),
+        ("volume", (2, 3, 1)),
+    ],
+)
+def test_dense_block_answers_at_every_position(shape, positions):
+    x = features(shape)
+    block = ee.ExitBlock(4, "dense", positions=positions)
+    prediction, confidence = map(as_numpy, block(x))
+    kernel, bias, w, b = map(as_numpy, block.weights)
+    logits = interpolated(x @ kernel + bias, positions or x.shape[1:-1])
+    expected = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    np.testing.assert_allclose(prediction, expected, atol=1e-5)
+    mean = x.mean(axis=tuple(range(1, x.ndim - 1)))
+    np.testing.assert_allclose(
+        confidence, 1 / (1 + np.exp(-(mean @ w + b))), atol=1e-5
+    )
+
+
+def test_dense_block_takes_channels_first():
+    x = features("image")
+    last = ee.ExitBlock(3, "dense", positions=(12, 8))
+    first = ee.ExitBlock(
+        3, "dense", positions=(12, 8), data_format="channels_first"
+    )
+    expected = last(x)
+    first.build((None, 5, 6, 4))
+    first.set_weights(last.get_weights())
+    assert first(keras.Input((5, 6, 4)))[0].shape == (None, 12, 8, 3)
+    for one, other in zip(first(np.moveaxis(x, -1, 1)), expected, strict=True):
+        np.testing.assert_allclose(as_numpy(one), as_numpy(other), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "feature, positions, branch_positions",
+    [
+        ((8, 8, 6), None, 64),
+        ((4, 4, 6), (16, 16), 16),
+        ((16, 16, 6), (4, 4), 16),
+        ((10, 6), (40,), 10),
+        ((2, 3, 4, 6), (4, 6, 8), 24),
+        ((4, 6, 8, 6), (2, 3, 4), 24),
+    ],
+)
+def test_dense_block_is_counted_where_it_has_least_to_do(
+    feature, positions, branch_positions
+):
+    inputs = keras.Input(feature)
+    block = ee.ExitBlock(5, "dense", positions=positions, name="exit_0")
+    table = ee.cost.count(keras.Model(inputs, block(inputs)))
+    assert table.reliable
+    assert table.macs == branch_positions * 6 * 5 + 6
+    assert table.params == (6 + 1) * (5 + 1)
+
+
+def test_open_sizes_are_answered_as_they_come():
+    tokens = keras.Input((None, 5))
+    model = keras.Model(tokens, ee.ExitBlock(4, "dense")(tokens))
+    assert model.output[0].shape == (None, None, 4)
+    for steps in (3, 8):
+        x = np.zeros((2, steps, 5), "float32")
+        assert tuple(model(x)[0].shape) == (2, steps, 4)
+    with pytest.raises(ValueError, match="size is open.*fixed shape"):
+        ee.ExitBlock(4, "dense", positions=(6,))(tokens)
 
 
 def test_channels_may_come_first():
@@ -306,6 +413,13 @@ def test_bad_arguments_are_refused():
         ee.ExitBlock(4, "token", token="last")
     with pytest.raises(ValueError, match="'conv' expects.*2 axes"):
         ee.ExitBlock(4, "conv")(keras.Input((5,)))
+    with pytest.raises(ValueError, match="'dense' expects.*2 axes"):
+        ee.ExitBlock(4, "dense")(keras.Input((5,)))
+    with pytest.raises(ValueError, match=r"\(8,\).*as many axes.*reshapes"):
+        ee.ExitBlock(4, "dense", positions=(8,))(keras.Input((2, 4, 5)))
+    for positions in (8, (8, 0), (8.0,), "ab"):
+        with pytest.raises(ValueError, match="`positions`.*Received: pos"):
+            ee.ExitBlock(4, "dense", positions=positions)
     with pytest.raises(ValueError, match="'plain' cannot take.*'pool'"):
         ee.ExitBlock(4, "plain")(keras.Input((None, 5)))
 

@@ -7,7 +7,7 @@ from keras import layers, ops
 from zoo import NAMES, ZOO, as_numpy, plain_and_early
 
 import keras_earlyexit as ee
-from keras_earlyexit import policies, stages, surgery
+from keras_earlyexit import exit_graph, policies, surgery
 
 
 @keras.saving.register_keras_serializable(package="stages_tests")
@@ -17,8 +17,8 @@ class Agreement(policies.Policy):
     name = "agreement"
     uses_probabilities = True
 
-    def carry_shape(self, num_classes):
-        return (num_classes,)
+    def carry_shape(self, shape):
+        return shape
 
     def score(self, probabilities, confidence, carry, exit_index):
         if carry is not None:
@@ -183,7 +183,7 @@ def test_where_exits_hang_is_read_off_the_network():
             **exit_of(first, 0),
         }
     )
-    exits = stages.read(net)
+    exits = exit_graph.read(net)
     assert exits.names == ("exit_0", "exit_1", "final")
     assert exits.layers == ("first", "second")
     assert [[call.name for call in calls] for calls in exits.blocks] == [
@@ -224,7 +224,7 @@ def test_where_exits_hang_is_read_off_the_network():
 )
 def test_networks_that_cannot_be_parted_are_refused(build, message):
     with pytest.raises(ValueError, match=message):
-        stages.read(hand_made(build))
+        exit_graph.read(hand_made(build))
 
 
 def test_a_model_without_multiply_adds_is_refused():
@@ -236,8 +236,8 @@ def test_a_model_without_multiply_adds_is_refused():
 
 
 def test_names_of_outputs():
-    assert stages.exit_name(3) == "exit_3"
-    assert stages.confidence_name("exit_3") == "exit_3_confidence"
+    assert exit_graph.exit_name(3) == "exit_3"
+    assert exit_graph.confidence_name("exit_3") == "exit_3_confidence"
     graph = surgery.trace(ZOO["tabular_mlp"].add_exits().net)
     assert set(graph.outputs) == {
         *("exit_0", "exit_0_confidence"),

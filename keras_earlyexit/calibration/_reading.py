@@ -58,8 +58,8 @@ def batch_scores(model, outputs):
     """Scores of a batch at all early exits: float32 (batch, E)."""
     import keras
 
+    from keras_earlyexit.exit_graph import confidence_name
     from keras_earlyexit.policies import score_of
-    from keras_earlyexit.stages import confidence_name
 
     found, carry = [], None
     for k, name in enumerate(model.exit_names[:-1]):

@@ -1,7 +1,30 @@
 """Training objectives, one file per family. `get` finds one by name."""
 
-from keras_earlyexit.objectives import eenets, schedule
+from keras_earlyexit.objectives import (
+    boosted,
+    confidence_gated,
+    distillation,
+    eenets,
+    exit_scheduling,
+    jei,
+    joint,
+    schedule,
+    zero_time_waste,
+)
 from keras_earlyexit.objectives.base import Objective, get
 from keras_earlyexit.objectives.schedule import TwoStage
 
-__all__ = ["Objective", "TwoStage", "eenets", "get", "schedule"]
+__all__ = [
+    "Objective",
+    "TwoStage",
+    "boosted",
+    "confidence_gated",
+    "distillation",
+    "eenets",
+    "exit_scheduling",
+    "get",
+    "jei",
+    "joint",
+    "schedule",
+    "zero_time_waste",
+]

@@ -31,6 +31,9 @@ class Objective:
         uses_final_confidence: Whether `final` needs a confidence too.
         uses_exit_tags: Whether each training sample carries an exit tag.
         part_names: The parts it returns beside `loss`.
+        regime: Which parts of the network it trains, unless `compile` is told;
+            see `ee.regimes`.
+        states: Numbers that change while it trains, a list of `State`.
     """
 
     name = None
@@ -40,6 +43,8 @@ class Objective:
     uses_final_confidence = False
     uses_exit_tags = False
     part_names = ("prediction_loss", "cost_loss")
+    regime = "joint"
+    states = ()
 
     def __init__(
         self,
@@ -67,9 +72,57 @@ class Objective:
         """The parts of the loss: a dict of scalars by `part_names`."""
         raise TypeError(f"{type(self).__name__} does not define `parts`.")
 
+    def refiners(self, model):
+        """Layers that this objective wants behind the exit blocks.
+
+        Args:
+            model: The `EarlyExitModel` that is compiled.
+
+        Returns:
+            E + 1 `refining.Refiner` or `None`.
+        """
+        return [None] * len(model.exit_names)
+
+    def prepare(self, net):
+        """The network to train in place of `net`, with the same layers.
+
+        For gradients that take another way than answers do: stopped at some
+        place, or scaled.
+
+        Args:
+            net: A functional Keras model with exits.
+
+        Returns:
+            A functional Keras model with the same inputs and outputs.
+        """
+        return net
+
+    def attach(self, model):
+        """Gets ready to train a model; called at the end of `compile`."""
+
+    def groups(self, model):
+        """Variables that are trained apart, or `None` if all are one group.
+
+        Args:
+            model: The `EarlyExitModel` that is compiled.
+
+        Returns:
+            Dict of lists of variables by name. Each group gets an optimizer of
+            its own (`optimizers.CompositeOptimizer`), and can be turned off.
+        """
+        return None
+
     def callbacks(self, model):
         """Callbacks that `fit` adds for this objective."""
         return []
+
+    def answers(self, predictions):
+        """What the exits answer, from what their blocks and the head say.
+
+        Where the answers are made of more (see `refiners`), a model has done
+        so already; this is for calls with the bare predictions.
+        """
+        return predictions
 
     def __call__(
         self,
@@ -105,6 +158,26 @@ class Objective:
                 f"Objective {self.name!r} needs labels. Received: y_true=None. "
                 "Pass `fit(x, y)`, or a dataset that yields (x, y)."
             )
+        return self.of_answers(
+            y_true,
+            self.answers([as_float(p) for p in predictions]),
+            confidences,
+            costs,
+            sample_weight=sample_weight,
+            exit_tags=exit_tags,
+        )
+
+    def of_answers(
+        self,
+        y_true,
+        predictions,
+        confidences,
+        costs,
+        *,
+        sample_weight=None,
+        exit_tags=None,
+    ):
+        """As a call, on predictions that the refiners have seen."""
         predictions = [as_float(p) for p in predictions]
         dtype = predictions[-1].dtype
         confidences = [ops.cast(h, dtype) for h in confidences]
@@ -130,6 +203,34 @@ class Objective:
             + result["confidence_loss"]
         )
         return result
+
+    def of_final(
+        self,
+        y_true,
+        predictions,
+        confidences,
+        costs,
+        *,
+        sample_weight=None,
+        exit_tags=None,
+    ):
+        """The base loss of `final` alone, as long as only the backbone learns.
+
+        Arguments and result are those of a call.
+        """
+        prediction = as_float(predictions[-1])
+        y = self.terms.labels(ops.convert_to_tensor(y_true), prediction)
+        (loss,) = self.losses(y, [prediction])
+        if sample_weight is not None:
+            sample_weight = ops.cast(sample_weight, loss.dtype)
+            sample_weight = ops.reshape(sample_weight, (-1,))
+        loss, zero = mean(loss, sample_weight), ops.zeros((), loss.dtype)
+        return {
+            "loss": loss,
+            "prediction_loss": loss,
+            "cost_loss": zero,
+            "confidence_loss": zero,
+        }
 
     def losses(self, y, predictions):
         """The base loss of every exit, per sample: E + 1 tensors (batch,)."""

@@ -8,33 +8,9 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_earlyexit.objectives.state import State
+
 LABEL, INDEX = "label", "index"
-
-
-class TagTable(keras.metrics.Metric):
-    """The tags of all training samples, as state of the training step.
-
-    Why a metric: its variable travels with the training step on every
-    backend, without becoming a weight of the model.
-    """
-
-    def __init__(self, tags):
-        super().__init__(name="exit_tags", dtype="float32")
-        self.tags = self.add_variable(
-            shape=tags.shape,
-            initializer=lambda shape, dtype: ops.convert_to_tensor(tags, dtype),
-            dtype="int32",
-            name="exit_tags",
-        )
-
-    def update_state(self):
-        """Tags change between epochs only, by the callback."""
-
-    def reset_state(self):
-        """Tags outlive an epoch."""
-
-    def result(self):
-        return {}
 
 
 class ExitTags(keras.callbacks.Callback):
@@ -76,7 +52,7 @@ class ExitTags(keras.callbacks.Callback):
             self._batches = lambda: _dataset_batches(x)
         generator = np.random.default_rng(_seed())
         tags = generator.integers(0, len(self.model.exit_names), count)
-        self.table = TagTable(tags.astype("int32"))
+        self.table = State("exit_tags", tags=tags.astype("int32"))
         return x, indexed
 
     def on_train_begin(self, logs=None):

@@ -60,6 +60,19 @@ class TwoStage(Objective):
             y, predictions, confidences, costs, weight, exit_tags
         )
 
+    def refiners(self, model):
+        return self.objective.refiners(model)
+
+    def prepare(self, net):
+        return self.objective.prepare(net)
+
+    def groups(self, model):
+        return self.objective.groups(model)
+
+    def attach(self, model):
+        self.objective.attach(model)
+        self.states = self.objective.states
+
     def callbacks(self, model):
         return [
             *self.objective.callbacks(model),
@@ -98,7 +111,7 @@ class _ChangeObjective(keras.callbacks.Callback):
         wanted = schedule.first if early else schedule.objective
         if schedule.active is not wanted:
             schedule.active = wanted
-            self.model.make_train_function(force=True)
+            self.model.use_training_step("two_stage", early)
             self.model.make_test_function(force=True)
 
     def on_epoch_end(self, epoch, logs=None):

@@ -1,19 +1,9 @@
-"""Policies: how an exit's score is computed, and the thresholds it meets.
-
-A sample leaves at the first exit whose score is strictly above that exit's
-threshold. The score is computed inside the stage, from the exit's
-probabilities, its confidence and, for policies that look back, a `carry` that
-the earlier exits left; thresholds stay outside, so changing one rebuilds
-nothing.
-"""
+"""What every policy has: thresholds, a score, and where it is found."""
 
 import difflib
 
 import keras
 import numpy as np
-from keras import ops
-
-from keras_earlyexit.tasks import Head
 
 PACKAGE = "keras_earlyexit"
 _REGISTRY = {}
@@ -31,12 +21,15 @@ class Policy:
         name: The policy's name, as `ee.policies.get` takes it.
         uses_confidence: Whether the score reads the confidence branch.
         uses_probabilities: Whether the score reads class probabilities.
+        takes_values: Whether it works for regression heads, which have values
+            in place of class probabilities.
     """
 
     name = None
     default_threshold = 0.9
     uses_confidence = False
     uses_probabilities = False
+    takes_values = False
 
     def __init__(self, threshold=None):
         if threshold is None:
@@ -89,8 +82,32 @@ class Policy:
             )
         return np.asarray(self.threshold, "float32")
 
-    def carry_shape(self, num_classes):
-        """Shape, without the batch, of what is handed on; `None`: nothing."""
+    def check(self, head, num_early_exits):
+        """Refuses a model that this policy cannot score.
+
+        Args:
+            head: The model's `tasks.Head`.
+            num_early_exits: Number of early exits E.
+
+        Raises:
+            ValueError: If the policy does not fit, or if there are not one or
+                E thresholds.
+        """
+        self.thresholds(num_early_exits)
+        values = head.task == "regression" and not self.takes_values
+        if values and self.uses_probabilities:
+            raise ValueError(
+                "Expected a policy that needs no class probabilities, for a "
+                f"model that answers with values. Received: {self!r}. Use "
+                "'learned', or 'patience' with a tolerance."
+            )
+
+    def carry_shape(self, shape):
+        """Shape, without the batch, of what is handed on; `None`: nothing.
+
+        Args:
+            shape: Shape, without the batch, of `probabilities` in `score`.
+        """
         return None
 
     def score(self, probabilities, confidence, carry, exit_index):
@@ -116,107 +133,45 @@ class Policy:
         return cls(**config)
 
     def __repr__(self):
-        return f"{type(self).__name__}(threshold={self.threshold})"
+        options = ", ".join(f"{k}={v}" for k, v in self.get_config().items())
+        return f"{type(self).__name__}({options})"
 
 
-def _register(cls):
+def register(cls):
+    """Makes a policy known to `get` and to Keras' saving."""
     _REGISTRY[cls.name] = cls
     return keras.saving.register_keras_serializable(package=PACKAGE)(cls)
 
 
-def mean_over_positions(score):
-    """The mean of a score over everything but the batch: (batch,)."""
-    axes = tuple(range(1, len(score.shape)))
-    return ops.mean(score, axis=axes) if axes else score
+def score_of(policy, head, prediction, confidence, carry, exit_index):
+    """The score of a prediction in the head's own form."""
+    values = head.task == "regression" and policy.takes_values
+    if policy.uses_probabilities and not values:
+        prediction = head.probabilities(prediction)
+    return policy.score(prediction, confidence, carry, exit_index)
 
 
-@_register
-class Learned(Policy):
-    """The confidence branch's own output h is the score.
-
-    Reference:
-        Demir and Akbas, Early-exit Convolutional Neural Networks,
-        arXiv 2409.05336.
-    """
-
-    name = "learned"
-    default_threshold = 0.5
-    uses_confidence = True
-
-    def score(self, probabilities, confidence, carry, exit_index):
-        return confidence[:, 0], carry
-
-
-@_register
-class MaxProbability(Policy):
-    """The largest class probability; its mean where there are positions."""
-
-    name = "max_probability"
-    uses_probabilities = True
-
-    def score(self, probabilities, confidence, carry, exit_index):
-        return mean_over_positions(ops.max(probabilities, axis=-1)), carry
-
-
-@keras.saving.register_keras_serializable(package=PACKAGE)
-class Score(keras.layers.Layer):
-    """The layer that computes a policy's score at the end of a stage.
+def carry_shape_of(policy, head, shape):
+    """Shape, without the batch, of what a policy carries; `None`: nothing.
 
     Args:
         policy: A `Policy`.
         head: The model's `tasks.Head`.
-        exit_index: Which early exit, from 0 on.
+        shape: Shape, without the batch, of a prediction in the head's form.
     """
-
-    def __init__(self, policy, head, exit_index, **kwargs):
-        kwargs.setdefault("dtype", "float32")
-        super().__init__(**kwargs)
-        self.policy = policy
-        self.head = head
-        self.exit_index = exit_index
-
-    def call(self, prediction, confidence, carry=None):
-        score, carry = score_of(
-            self.policy,
-            self.head,
-            prediction,
-            confidence,
-            carry,
-            self.exit_index,
-        )
-        return score if carry is None else (score, carry)
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "policy": keras.saving.serialize_keras_object(self.policy),
-            "head": self.head.get_config(),
-            "exit_index": self.exit_index,
-        }
-
-    @classmethod
-    def from_config(cls, config):
-        config = dict(config)
-        config["policy"] = keras.saving.deserialize_keras_object(
-            config["policy"]
-        )
-        config["head"] = Head(**config["head"])
-        return cls(**config)
-
-
-def score_of(policy, head, prediction, confidence, carry, exit_index):
-    """The score of a prediction in the head's own form."""
-    if policy.uses_probabilities:
-        prediction = head.probabilities(prediction)
-    return policy.score(prediction, confidence, carry, exit_index)
+    shape = tuple(shape)
+    if policy.uses_probabilities and head.task == "multilabel":
+        shape = (*shape, 2)
+    return policy.carry_shape(shape)
 
 
 def get(identifier, **options):
     """Finds a policy.
 
     Args:
-        identifier: A name (`"learned"`, `"max_probability"`), a `Policy`, or a
-            config as `keras.saving.serialize_keras_object` writes it.
+        identifier: A name (`"learned"`, `"max_probability"`, `"entropy"`,
+            `"margin"`, `"patience"`, `"joint_gate"`), a `Policy`, or a config
+            as `keras.saving.serialize_keras_object` writes it.
         **options: Passed to the policy, such as `threshold=`.
 
     Returns:

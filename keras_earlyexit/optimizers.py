@@ -1,0 +1,184 @@
+"""One optimizer that runs several, each on its own group of variables."""
+
+import dataclasses
+
+import keras
+
+
+@dataclasses.dataclass
+class _Parts:
+    """Keeps variables of the model from becoming the optimizer's own."""
+
+    given: object
+    groups: dict
+    optimizers: dict
+
+
+@keras.saving.register_keras_serializable(package="keras_earlyexit")
+class CompositeOptimizer(keras.optimizers.Optimizer):
+    """Several optimizers as one, each for its own group of variables.
+
+    A group that is off is not touched: neither its variables nor the state of
+    its optimizer move by one bit. Masking a loss does not do that, since
+    momentum and weight decay move a weight whose gradient is zero. Variables
+    in no group stay as they are.
+
+    Args:
+        optimizer: One optimizer, copied for each group, or a dict of them by
+            the name of a group; the name of several numbered groups
+            (`exit_0`, `exit_1`, ...) may be given once, as `exit`.
+        name: Name of this optimizer.
+
+    Raises:
+        ValueError: If a group gets no optimizer, or an optimizer no group.
+
+    Example:
+
+    ```python
+    model.compile(
+        {"gates": "adam", "exit": "sgd", "final": "sgd", "backbone": "sgd"},
+        objective="jei",
+        regime="joint",
+    )
+    ```
+    """
+
+    def __init__(self, optimizer="rmsprop", name="composite"):
+        super().__init__(learning_rate=0.0, name=name)
+        self._parts = _Parts(_get(optimizer), {}, {})
+        self.active = frozenset()
+        self.frozen = frozenset()
+
+    def bind(self, groups):
+        """Says which variables each group has; turns all groups on.
+
+        Args:
+            groups: Dict of lists of variables by name; no variable twice.
+        """
+        groups = {name: list(found) for name, found in groups.items()}
+        given = self._parts.given
+        self.active = frozenset(groups)
+        self._parts = _Parts(
+            given,
+            groups,
+            {name: self._for_group(name) for name in groups if groups[name]},
+        )
+        if isinstance(given, dict):
+            names = {_family(name) for name in groups} | set(groups)
+            unknown = sorted(set(given) - names)
+            if unknown:
+                raise ValueError(
+                    "Expected one optimizer for each group of variables, "
+                    f"{', '.join(groups)}. Received: one for {unknown}."
+                )
+
+    def _for_group(self, name):
+        found = self._parts.given
+        if isinstance(found, dict):
+            found = found.get(name, found.get(_family(name)))
+        if found is None:
+            raise ValueError(
+                f"Expected an optimizer for the variables of {name!r}. "
+                f"Received: optimizers for {sorted(self._parts.given)}. Add one, or "
+                "pass one optimizer for all groups."
+            )
+        return type(found).from_config(found.get_config())
+
+    @property
+    def groups(self):
+        """Dict of lists of variables by the name of their group."""
+        return self._parts.groups
+
+    @property
+    def optimizers(self):
+        """Dict of optimizers by the name of their group."""
+        return self._parts.optimizers
+
+    def is_on(self, name):
+        """Whether a group takes part in the next step."""
+        return name in self.active and name not in self.frozen
+
+    def build(self, variables):
+        if self.built:
+            return
+        own = {id(variable) for variable in variables}
+        for name, optimizer in self.optimizers.items():
+            optimizer.build([v for v in self.groups[name] if id(v) in own])
+        super().build(variables)
+
+    @property
+    def variables(self):
+        found = list(self._variables)
+        for optimizer in self.optimizers.values():
+            found += optimizer.variables
+        return found
+
+    def apply(self, grads, trainable_variables=None):
+        if trainable_variables is None:
+            trainable_variables = self._trainable_variables
+        trainable_variables = list(trainable_variables)
+        if not self.built:
+            self.build(trainable_variables)
+        gradient_of = {
+            id(variable): gradient
+            for variable, gradient in zip(
+                trainable_variables, grads, strict=True
+            )
+            if gradient is not None
+        }
+        for name, optimizer in self.optimizers.items():
+            moving = [v for v in self.groups[name] if id(v) in gradient_of]
+            if moving and self.is_on(name):
+                optimizer.apply([gradient_of[id(v)] for v in moving], moving)
+        self._iterations.assign_add(1)
+
+    @property
+    def learning_rate(self):
+        """That of the first group. Setting it scales all groups alike."""
+        if not self.optimizers:
+            return self._get_current_learning_rate()
+        return next(iter(self.optimizers.values())).learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, value):
+        ratio = value / self.learning_rate
+        for optimizer in self.optimizers.values():
+            optimizer.learning_rate = optimizer.learning_rate * ratio
+
+    def finalize_variable_values(self, var_list):
+        for name, optimizer in self.optimizers.items():
+            optimizer.finalize_variable_values(self.groups[name])
+
+    def get_config(self):
+        given = self._parts.given
+        if isinstance(given, dict):
+            given = {
+                name: keras.optimizers.serialize(optimizer)
+                for name, optimizer in given.items()
+            }
+        else:
+            given = keras.optimizers.serialize(given)
+        return {"name": self.name, "optimizer": given}
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        return cls(**config)
+
+
+def composite(optimizer):
+    """The composite optimizer inside an optimizer, or `None`."""
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    return inner if isinstance(inner, CompositeOptimizer) else None
+
+
+def _get(optimizer):
+    if isinstance(optimizer, dict) and "class_name" not in optimizer:
+        return {name: _get(found) for name, found in optimizer.items()}
+    if isinstance(optimizer, keras.optimizers.Optimizer):
+        return optimizer
+    return keras.optimizers.get(optimizer)
+
+
+def _family(name):
+    stem, _, number = name.rpartition("_")
+    return stem if number.isdigit() else name
