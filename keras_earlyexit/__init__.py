@@ -11,6 +11,7 @@ import importlib
 from keras_earlyexit import _register
 
 _HOMES = {
+    "Anytime": "anytime",
     "EarlyExitModel": "model",
     "ExitBlock": "blocks",
     "ExitResult": "results",
@@ -28,9 +29,11 @@ _MODULES = (
     "losses",
     "model",
     "objectives",
+    "optimizers",
     "placement",
     "plots",
     "policies",
+    "regimes",
     "routing",
     "surgery",
     "tasks",

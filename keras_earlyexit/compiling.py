@@ -70,6 +70,8 @@ class ExitCompiling:
         self._set_refiners(objective.refiners(self))
         optimizer = self._grouped(optimizer, objective, regime)
         super().compile(optimizer=optimizer, **options)
+        # Also before the first step: it is saved with the model, whole.
+        self.optimizer.build(self.trainable_variables)
         self.objective = objective
         self.regime = regime
         # Not a part of the model to Keras: it has the same layers.
@@ -223,7 +225,6 @@ class ExitCompiling:
         policy = self.policy
         self.compile(**config)
         self.set_policy(policy, given=self.has_given_policy)
-        self.optimizer.build(self.trainable_variables)
 
 
 class Untracked:

@@ -45,7 +45,7 @@ class ExitEvaluation:
                 cannot be right.
         """
         self._check_compiled("evaluate")
-        check_data(self.head, x, y)
+        check_data(self.head, x, y, sample_weight=sample_weight)
         if routed_only:
             batches = as_labelled_batches(
                 x,

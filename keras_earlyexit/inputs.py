@@ -5,6 +5,8 @@ import itertools
 import keras
 import numpy as np
 
+from keras_earlyexit.checks import refuse_nan
+
 
 def as_inputs(x, reference):
     """Fits arrays or tensors to the inputs of a model.
@@ -64,7 +66,7 @@ def _fit(array, tensor):
             want in (None, have)
             for want, have in zip(tensor.shape[1:], shape[1:], strict=True)
         ):
-            _refuse_nan(array, tensor.name)
+            refuse_nan(array, tensor.name)
             return keras.ops.cast(array, tensor.dtype)
         array = keras.ops.convert_to_numpy(array)
     array = np.asarray(array)
@@ -86,29 +88,8 @@ def _fit(array, tensor):
             f"stands for any size, first the batch). Received: an array of "
             f"shape {array.shape} and dtype {array.dtype}.{hint}"
         )
-    _refuse_nan(array, tensor.name)
+    refuse_nan(array, tensor.name)
     return array
-
-
-def _refuse_nan(array, name, rows_at_once=4096):
-    """Looks at the inputs themselves: a ReLU may make 0 of a NaN."""
-    rows = []
-    for start in range(0, len(array), rows_at_once):
-        part = array[start : start + rows_at_once]
-        if keras.ops.is_tensor(part):
-            part = keras.ops.convert_to_numpy(part)
-        if part.dtype.kind != "f":
-            return
-        found = np.isnan(part)
-        if found.any():
-            found = found.reshape(len(part), -1).any(axis=1)
-            rows += (start + np.flatnonzero(found)).tolist()
-    if rows:
-        raise ValueError(
-            f"Expected finite inputs. Received: '{name}' with NaN in "
-            f"{len(rows)} of {len(array)} samples, the first of them at rows "
-            f"{rows[:5]}. Drop these samples, or fill them in."
-        )
 
 
 def _cast(array, tensor):
@@ -162,7 +143,7 @@ def as_batches(x, reference, batch_size, steps=None):
         return itertools.islice(
             _features(batches, reference), steps
         ), steps or total
-    if _is_arrays(x):
+    if is_arrays(x):
         inputs = as_inputs(x, reference)
         total = max(-(-num_rows(inputs) // batch_size), 1)
         return itertools.islice(
@@ -193,7 +174,7 @@ def as_labelled_batches(x, y, sample_weight, reference, batch_size, steps=None):
     Yields:
         Tuples (inputs, labels, weights or `None`).
     """
-    if _is_arrays(x) and not isinstance(x, keras.utils.PyDataset):
+    if is_arrays(x) and not isinstance(x, keras.utils.PyDataset):
         inputs = as_inputs(x, reference)
         data = {"x": inputs, "y": np.asarray(y)}
         if sample_weight is not None:
@@ -210,10 +191,9 @@ def as_labelled_batches(x, y, sample_weight, reference, batch_size, steps=None):
         yield as_inputs(features, reference), labels, weight
 
 
-def _is_arrays(x):
-    if isinstance(x, dict):
-        return True
-    if isinstance(x, (list, tuple)):
+def is_arrays(x):
+    """Whether `x` holds its samples itself: arrays, or a structure of them."""
+    if isinstance(x, (dict, list, tuple)):
         return True
     return keras.ops.is_tensor(x) or hasattr(x, "__array__")
 

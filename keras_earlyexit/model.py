@@ -7,7 +7,9 @@ from keras_earlyexit.compiling import ExitCompiling
 from keras_earlyexit.evaluating import ExitEvaluation
 from keras_earlyexit.routing import Router
 from keras_earlyexit.tasks import Head
-from keras_earlyexit.training import ExitTraining
+from keras_earlyexit.training import ExitTraining, fingerprints
+
+_FINGERPRINTS = "training_fingerprints"
 
 
 @keras.saving.register_keras_serializable(package="keras_earlyexit")
@@ -46,6 +48,10 @@ class EarlyExitModel(ExitCompiling, ExitTraining, ExitEvaluation, keras.Model):
     model = ee.EarlyExitModel(keras.Model(inputs, outputs), head)
     ```
     """
+
+    #: `calibration.Fingerprints` of the arrays that `fit` was given, saved with
+    #: the weights, so that `ee.calibrate` can tell training samples.
+    training_fingerprints = None
 
     def __init__(
         self, net, head, policy=None, cost="macs", name=None, **kwargs
@@ -260,6 +266,18 @@ class EarlyExitModel(ExitCompiling, ExitTraining, ExitEvaluation, keras.Model):
             for row in rows
         ]
         return "\n".join([f"Exits, policy {self.policy.name!r}:", *lines])
+
+    def save_own_variables(self, store):
+        super().save_own_variables(store)
+        if self.training_fingerprints is not None:
+            store[_FINGERPRINTS] = self.training_fingerprints.hashes
+
+    def load_own_variables(self, store):
+        values = {key: store[key] for key in store.keys()}
+        hashes = values.pop(_FINGERPRINTS, None)
+        super().load_own_variables(values)
+        if hashes is not None:
+            self.training_fingerprints = fingerprints(hashes)
 
     def get_config(self):
         return {

@@ -3,6 +3,7 @@
 import dataclasses
 
 import keras
+from keras import ops
 
 
 @dataclasses.dataclass
@@ -12,6 +13,7 @@ class _Parts:
     given: object
     groups: dict
     optimizers: dict
+    ratios: dict = dataclasses.field(default_factory=dict)
 
 
 @keras.saving.register_keras_serializable(package="keras_earlyexit")
@@ -57,7 +59,9 @@ class CompositeOptimizer(keras.optimizers.Optimizer):
         """
         groups = {name: list(found) for name, found in groups.items()}
         given = self._parts.given
-        self.active = frozenset(groups)
+        self.active, self.frozen = frozenset(groups), frozenset()
+        # Of a model that is compiled again, the groups are others.
+        self.built = False
         self._parts = _Parts(
             given,
             groups,
@@ -79,8 +83,8 @@ class CompositeOptimizer(keras.optimizers.Optimizer):
         if found is None:
             raise ValueError(
                 f"Expected an optimizer for the variables of {name!r}. "
-                f"Received: optimizers for {sorted(self._parts.given)}. Add one, or "
-                "pass one optimizer for all groups."
+                f"Received: optimizers for {sorted(self._parts.given)}. Add "
+                "one, or pass one optimizer for all groups."
             )
         return type(found).from_config(found.get_config())
 
@@ -141,13 +145,30 @@ class CompositeOptimizer(keras.optimizers.Optimizer):
 
     @learning_rate.setter
     def learning_rate(self, value):
-        ratio = value / self.learning_rate
-        for optimizer in self.optimizers.values():
-            optimizer.learning_rate = optimizer.learning_rate * ratio
+        parts = self._parts
+        rates = {
+            name: float(ops.convert_to_numpy(optimizer.learning_rate))
+            for name, optimizer in parts.optimizers.items()
+        }
+        first = next(iter(rates.values()))
+        if first:
+            # Kept for later: a rate of 0 says nothing about ratios.
+            parts.ratios = {name: rate / first for name, rate in rates.items()}
+        if not parts.ratios:
+            raise ValueError(
+                "Expected a learning rate above 0 in the first group, "
+                f"{next(iter(rates))!r}, by which the others are scaled. "
+                f"Received: {rates}. Set `optimizer.optimizers[name]."
+                "learning_rate` of each group instead."
+            )
+        for name, optimizer in parts.optimizers.items():
+            optimizer.learning_rate = float(value) * parts.ratios[name]
 
     def finalize_variable_values(self, var_list):
         for name, optimizer in self.optimizers.items():
-            optimizer.finalize_variable_values(self.groups[name])
+            # Averages of a group that was never on are all zero.
+            if int(ops.convert_to_numpy(optimizer.iterations)):
+                optimizer.finalize_variable_values(self.groups[name])
 
     def get_config(self):
         given = self._parts.given

@@ -11,6 +11,8 @@ import keras
 class Refiner(keras.layers.Layer):
     """Behind one exit. Subclasses define `call`.
 
+    It works in float32 under mixed precision, as the exit blocks do.
+
     Call arguments:
         prediction: Tensor (batch, ..., units) from the exit block.
         confidence: Tensor (batch, 1) from the exit block; `None` at `final`.
@@ -27,6 +29,12 @@ class Refiner(keras.layers.Layer):
     """
 
     replaces_confidence = False
+
+    def __init__(self, **kwargs):
+        # Sums and logarithms of small probabilities are lost in half precision.
+        wide = keras.config.dtype_policy().compute_dtype == "float64"
+        kwargs.setdefault("dtype", "float64" if wide else "float32")
+        super().__init__(**kwargs)
 
     def call(self, prediction, confidence=None, memory=None):
         raise TypeError(f"{type(self).__name__} does not define `call`.")

@@ -98,6 +98,9 @@ class Mixed(Joint):
         self.backbone_epochs = backbone_epochs
         self.epochs_done = 0
 
+    def begin(self, optimizer):
+        self.epochs_done, self.final_only = 0, False
+
     def callbacks(self, model):
         return [_BackboneFirst(self)]
 
@@ -196,6 +199,8 @@ class FrozenBackbone:
         if confidence is not None:
             (call,) = {surgery.producer(graph, confidence)}
             kept.append(call.inputs[0])
+        # An exit may hang on the tensor that the model's own head reads.
+        kept = list({id(tensor): tensor for tensor in kept}.values())
         self._backbone = keras.Model(graph.inputs, kept)
         inputs = [surgery.input_like(tensor) for tensor in kept]
         given = surgery.pairs(kept, inputs)
@@ -222,13 +227,15 @@ class _BackboneFirst(keras.callbacks.Callback):
         epochs = regime.backbone_epochs
         if epochs is None:
             epochs = self.params["epochs"] // 2
-        regime.final_only = max(epoch, regime.epochs_done) < epochs
+        final_only = max(epoch, regime.epochs_done) < epochs
+        if final_only != regime.final_only:
+            regime.final_only = final_only
+            self.model.make_test_function(force=True)
         optimizer = self.model.composite_optimizer
         optimizer.frozen = frozenset()
-        if regime.final_only:
+        if final_only:
             optimizer.frozen = frozenset(optimizer.groups) - {BACKBONE}
-        self.model.use_training_step("mixed", regime.final_only)
-        self.model.make_test_function(force=True)
+        self.model.use_training_step("mixed", final_only)
 
     def on_epoch_end(self, epoch, logs=None):
         self.regime.epochs_done += 1

@@ -11,9 +11,10 @@ what is compiled, never constants: the current ones always answer.
 import keras
 import numpy as np
 
+from keras_earlyexit.folding import fold
 from keras_earlyexit.inputs import as_batches, num_rows
 from keras_earlyexit.results import ExitResult
-from keras_earlyexit.stages import CARRY, FEATURE
+from keras_earlyexit.stages import CARRY, FEATURE, Stages
 
 DEFAULT_BATCH_SIZE = 256
 
@@ -37,11 +38,13 @@ class Router:
     def __init__(self, model):
         self._model = model
         self._policy = model.policy
-        self._stages = model.stages
+        self._stages = Stages(
+            fold(model.exit_graph), model.policy, model.head, model.name
+        )
         engine = _ENGINES.get(keras.backend.backend(), _LoopEngine)
         self._engine = engine(self._stages)
 
-    def predict_exits(self, x, batch_size=None, steps=None):
+    def predict_exits(self, x, batch_size=None, steps=None, thresholds=None):
         """Answers every sample at the exit that it leaves at.
 
         Args:
@@ -51,6 +54,7 @@ class Router:
             batch_size: Rows that are routed together; 256 by default. Not for
                 datasets and generators, which bring their own batches.
             steps: Number of batches to take from a dataset or generator.
+            thresholds: Array (E,) in place of the policy's thresholds.
 
         Returns:
             An `ExitResult`.
@@ -60,7 +64,7 @@ class Router:
                 come out as NaN.
         """
         batches, _ = self.batches(x, batch_size, steps)
-        return self.result([self.route(batch) for batch in batches])
+        return self.result([self.route(batch, thresholds) for batch in batches])
 
     def batches(self, x, batch_size=None, steps=None):
         """The batches of any input: an iterator, and how many, or `None`."""
@@ -68,11 +72,12 @@ class Router:
             batch_size = DEFAULT_BATCH_SIZE
         return as_batches(x, self._model.net.input, batch_size, steps)
 
-    def route(self, batch):
+    def route(self, batch, thresholds=None):
         """Routes one batch: arrays (prediction, exit index, score)."""
-        early = len(self._stages) - 1
+        if thresholds is None:
+            thresholds = self._policy.thresholds(len(self._stages) - 1)
         if num_rows(batch):
-            return self._engine(batch, self._policy.thresholds(early))
+            return self._engine(batch, thresholds)
         shape = self._stages[-1].output["prediction"].shape[1:]
         empty = np.zeros((0, *shape), "float32")
         return empty, np.zeros(0, "int64"), np.zeros(0, "float32")

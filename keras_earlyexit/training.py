@@ -11,6 +11,7 @@ from keras import ops
 from keras_earlyexit.checks import FiniteLoss, check_data
 from keras_earlyexit.compiling import Untracked
 from keras_earlyexit.exit_graph import confidence_name
+from keras_earlyexit.inputs import as_inputs, is_arrays, num_rows
 from keras_earlyexit.objectives.exit_tags import INDEX, LABEL
 
 
@@ -45,17 +46,27 @@ class ExitTraining:
                 or if the loss becomes NaN.
         """
         self._check_compiled("fit")
-        check_data(self.head, x, y)
+        check_data(
+            self.head,
+            x,
+            y,
+            sample_weight=sample_weight,
+            class_weight=class_weight,
+        )
         if isinstance(validation_data, (list, tuple)):
             check_data(self.head, *validation_data[:2])
         if class_weight is not None and self.objective.uses_exit_tags:
             sample_weight = _class_weights(class_weight, y, sample_weight)
             class_weight = None
+        self._remember(x, validation_split)
         own = [*self.objective.callbacks(self), *self.regime.callbacks(self)]
         for callback in own:
             if hasattr(callback, "prepare"):
                 x, y = callback.prepare(x, y)
                 self._tag_table = Untracked(metric=callback.table)
+            if hasattr(callback, "draw_from"):
+                held_out = validation_split if validation_data is None else 0.0
+                callback.draw_from(x, y, held_out)
         if not isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks = [*own, *_as_list(callbacks)]
             if not any(
@@ -84,6 +95,18 @@ class ExitTraining:
             if self._tag_table is not None:
                 self._tag_table = None
                 self.train_function = None
+
+    def _remember(self, x, validation_split):
+        """Keeps fingerprints of arrays: `ee.calibrate` wants other samples."""
+        if not is_arrays(x):
+            return
+        inputs = as_inputs(x, self.net.input)
+        rows = int(num_rows(inputs) * (1.0 - validation_split))
+        if self.training_fingerprints is None:
+            self.training_fingerprints = fingerprints()
+        self.training_fingerprints.add(
+            keras.tree.map_structure(lambda array: array[:rows], inputs)
+        )
 
     @property
     def metrics(self):
@@ -143,6 +166,13 @@ class ExitTraining:
                 label, y_pred, sample_weight, self.policy, self.head
             )
         return self.get_metrics_result()
+
+
+def fingerprints(hashes=None):
+    """Of at most 65,536 samples, half a megabyte with the weights."""
+    from keras_earlyexit.calibration import Fingerprints
+
+    return Fingerprints(hashes, capacity=2**16)
 
 
 def _as_list(callbacks):

@@ -8,6 +8,7 @@ import keras_earlyexit as ee
 
 # A name leaves this list only with a note in CHANGELOG.md.
 PUBLIC = [
+    "Anytime",
     "EarlyExitModel",
     "ExitBlock",
     "ExitResult",
@@ -23,9 +24,11 @@ PUBLIC = [
     "losses",
     "model",
     "objectives",
+    "optimizers",
     "placement",
     "plots",
     "policies",
+    "regimes",
     "routing",
     "strip_exits",
     "surgery",

@@ -367,8 +367,24 @@ def test_nan_inputs(data):
     x[5, 0] = np.nan
     model = build()
     model.compile("sgd")
-    with pytest.raises(ValueError, match=r"NaN in its rows \[5\]"):
+    with pytest.raises(ValueError, match=r"NaN in 1 of 64 samples.*rows \[5\]"):
         model.fit(x, data[1], verbose=0)
     batches = ((x, data[1]) for _ in range(4))
     with pytest.raises(ValueError, match="finite loss"):
         model.fit(batches, steps_per_epoch=2, verbose=0)
+
+
+def test_fit_remembers_what_it_was_given(data, tmp_path):
+    x, y = data
+    model = build()
+    model.compile("adam", objective="branchynet")
+    assert model.training_fingerprints is None
+    model.fit(x, y, epochs=1, verbose=0, validation_split=0.25)
+    seen = int(len(x) * 0.75)
+    assert model.training_fingerprints.overlap(x[:seen]) == 1.0
+    assert model.training_fingerprints.overlap(x[seen:]) == 0.0
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert loaded.training_fingerprints.overlap(x) == pytest.approx(0.75, 0.05)
+    with pytest.raises(ValueError, match="was not trained on"):
+        ee.calibrate(loaded, x)

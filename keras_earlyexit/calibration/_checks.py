@@ -33,6 +33,26 @@ def positive(name, value, advice):
     return float(value)
 
 
+def real(name, value, advice):
+    """Returns `value` as a float; it may be infinite but not NaN."""
+    if not isinstance(value, numbers.Real) or np.isnan(value):
+        raise ValueError(
+            f"`{name}` must be a number. Received "
+            f"{name}={describe(value)}. {advice}"
+        )
+    return float(value)
+
+
+def count(name, value, advice):
+    """Returns `value` as an int; it must be an integer of at least 1."""
+    if not isinstance(value, numbers.Integral) or value < 1:
+        raise ValueError(
+            f"`{name}` must be an integer of at least 1. Received "
+            f"{name}={describe(value)}. {advice}"
+        )
+    return int(value)
+
+
 def numeric(name, value):
     """Returns `value` as an array of booleans, integers or floats."""
     array = np.asarray(value)
@@ -43,6 +63,20 @@ def numeric(name, value):
             f"example with np.asarray({name}, dtype='float64')."
         )
     return array
+
+
+def grid(thresholds, early):
+    """Returns thresholds (L,) shared by all exits, or (L, early), checked."""
+    array = numeric("thresholds", thresholds)
+    shared = array.ndim == 1
+    own = array.ndim == 2 and array.shape[1] == early
+    if not (shared or own) or not array.size or np.isnan(array).any():
+        raise ValueError(
+            "Expected at least one threshold, and no NaN: an array (L,) for "
+            f"all early exits, or (L, {early}) with one for each. Received: "
+            f"thresholds={describe(thresholds)} of shape {array.shape}."
+        )
+    return array.astype("float64")
 
 
 def same_length(name, value, other_name, other):

@@ -112,8 +112,7 @@ def _as_classes(head, y, shape):
     if y.shape != shape[:-1]:
         head.check_labels(y)
         raise _wrong_shape(y, shape)
-    # One label for each position, where there are any.
-    head.check_labels(y.reshape(-1))
+    head.check_labels(y)
     return y.astype("int64")
 
 

@@ -1,7 +1,6 @@
 """Whether confidences can be believed: calibration error, conformal sets."""
 
 import dataclasses
-import numbers
 
 import numpy as np
 
@@ -94,11 +93,7 @@ def reliability_data(confidence, correct, num_bins=15, binning="equal_width"):
     confidence = _check_probabilities(confidence, 1, "confidence")
     correct = _check_probabilities(correct, 1, "correct")
     _checks.same_length("confidence", confidence, "correct", correct)
-    if not isinstance(num_bins, numbers.Integral) or num_bins < 1:
-        raise ValueError(
-            "`num_bins` must be an integer of at least 1. Received "
-            f"num_bins={_checks.describe(num_bins)}. 15 is usual."
-        )
+    num_bins = _checks.count("num_bins", num_bins, "15 is usual.")
     if binning not in _BINNINGS:
         raise ValueError(
             "`binning` must be 'equal_width' or 'equal_mass'. Received "

@@ -11,7 +11,8 @@ import typing
 
 import numpy as np
 
-from keras_earlyexit.calibration import _reading
+from keras_earlyexit.calibration import _checks, _reading
+from keras_earlyexit.calibration.fingerprints import fingerprints_of
 
 
 class Curve(typing.NamedTuple):
@@ -49,6 +50,8 @@ class Observations:
         exit_names: Names of the exits, `final` last.
         head: The model's `tasks.Head`.
         policy_name: Name of the policy that made the scores.
+        fingerprints: `None`, or uint64 array (n,), the samples' hashes, for
+            `calibrate` to notice those that the model was trained on.
     """
 
     scores: np.ndarray
@@ -58,6 +61,7 @@ class Observations:
     exit_names: tuple
     head: object
     policy_name: str | None = None
+    fingerprints: np.ndarray | None = None
 
     def __len__(self):
         return len(self.scores)
@@ -83,6 +87,9 @@ class Observations:
             scores=self.scores[rows],
             predictions=[part[rows] for part in self.predictions],
             labels=None if self.labels is None else self.labels[rows],
+            fingerprints=(
+                None if self.fingerprints is None else self.fingerprints[rows]
+            ),
         )
 
     def exit_index(self, thresholds):
@@ -102,20 +109,27 @@ class Observations:
         return np.where(leaves.any(axis=1), leaves.argmax(axis=1), early)
 
     def exit_index_grid(self, thresholds):
-        """As `exit_index`, for many thresholds that all early exits share.
+        """As `exit_index`, for many thresholds at once.
 
         Args:
-            thresholds: Array (L,).
+            thresholds: Array (L,) of thresholds that all early exits share,
+                or (L, E) with one for each early exit in every row.
 
         Returns:
             Integer array (n, L); column j belongs to `thresholds[j]`.
+
+        Raises:
+            ValueError: If thresholds are NaN or have another shape.
         """
-        thresholds = np.asarray(thresholds, self.scores.dtype)
-        # The largest score so far passes a threshold where the first does.
-        passed_by = self._largest_score_so_far
+        early = self.scores.shape[1]
+        thresholds = _checks.grid(thresholds, early).astype("float32")
+        if thresholds.ndim == 1:
+            thresholds = np.repeat(thresholds[:, None], early, axis=1)
         found = np.zeros((len(self), len(thresholds)), "int16")
-        for k in range(passed_by.shape[1]):
-            found += ~(passed_by[:, k, None] > thresholds)
+        inside = np.ones(found.shape, bool)
+        for k in range(early):
+            inside &= ~(self.scores[:, k, None] > thresholds[:, k])
+            found += inside
         return found
 
     def exit_shares(self, thresholds):
@@ -232,10 +246,6 @@ class Observations:
         return prediction
 
     @functools.cached_property
-    def _largest_score_so_far(self):
-        return np.maximum.accumulate(self.scores, axis=1)
-
-    @functools.cached_property
     def _sample_metrics(self):
         """Every sample's own figure at every exit: (n, E + 1)."""
         self._check_labels()
@@ -317,11 +327,15 @@ def observe(
         # The rounding of the routed graph, which is compiled without XLA.
         net.jit_compile = False
     predictions = [[] for _ in model.exit_names]
-    scores = []
+    scores, hashes = [], []
+    # Hashes are for calibration to compare with those of the training.
+    hashing = getattr(model, "training_fingerprints", None) is not None
     progress = _reading.Progress(total, verbose)
     for batch in batches:
         if not num_rows(batch):
             continue
+        if hashing:
+            hashes.append(fingerprints_of(batch))
         outputs = {
             name: np.asarray(output, "float32")
             for name, output in net.predict_on_batch(batch).items()
@@ -353,6 +367,7 @@ def observe(
         exit_names=model.exit_names,
         head=model.head,
         policy_name=model.policy.name,
+        fingerprints=np.concatenate(hashes) if hashing else None,
     )
 
 

@@ -8,6 +8,7 @@ from keras_earlyexit.objectives import (
     exit_scheduling,
     jei,
     joint,
+    l2w,
     schedule,
     zero_time_waste,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "get",
     "jei",
     "joint",
+    "l2w",
     "schedule",
     "zero_time_waste",
 ]

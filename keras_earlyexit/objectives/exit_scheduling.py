@@ -33,9 +33,9 @@ class ScheduledScore(Refiner):
         self.units = units
         self.from_logits = from_logits
         self.score = layers.Dense(
-            1, activation="sigmoid", dtype="float32", name="score"
+            1, activation="sigmoid", dtype=self.dtype_policy, name="score"
         )
-        self.wish = layers.Dense(1, dtype="float32", name="wish")
+        self.wish = layers.Dense(1, dtype=self.dtype_policy, name="wish")
 
     def build(self, prediction_shape, confidence_shape=None, memory_shape=None):
         earlier = memory_shape[-1] // 2 if memory_shape is not None else 0
@@ -46,7 +46,7 @@ class ScheduledScore(Refiner):
 
     def call(self, prediction, confidence=None, memory=None):
         p = ops.softmax(prediction) if self.from_logits else prediction
-        p = ops.stop_gradient(ops.cast(p, "float32"))
+        p = ops.stop_gradient(p)
         entropy = -ops.sum(p * safe_log(p), axis=-1, keepdims=True)
         features = [
             p,
@@ -109,7 +109,6 @@ class Assignment(Refiner):
             shape=(len(self.costs),),
             initializer=keras.initializers.Constant(1.0 / len(self.costs)),
             trainable=False,
-            dtype="float32",
             name="shares",
         )
         self.built = True
@@ -128,7 +127,8 @@ class Assignment(Refiner):
                 assigned * (safe_log(assigned) - safe_log(wanted)), axis=-1
             )
             shares = ops.mean(assigned, axis=0)
-            cost = ops.sum(shares * ops.convert_to_tensor(self.costs))
+            costs = ops.convert_to_tensor(self.costs, dtype=shares.dtype)
+            cost = ops.sum(shares * costs)
             self.add_loss(
                 self.kl_weight * ops.mean(divergence)
                 + self.budget_weight * ops.abs(cost - self.budget) / self.budget

@@ -41,7 +41,7 @@ class UncertaintyGate(Refiner):
         super().__init__(**kwargs)
         self.head = head if isinstance(head, Head) else Head(**head)
         self.gate = layers.Dense(
-            1, activation="sigmoid", dtype="float32", name="gate"
+            1, activation="sigmoid", dtype=self.dtype_policy, name="gate"
         )
 
     def build(self, prediction_shape, confidence_shape=None):
@@ -70,7 +70,7 @@ def uncertainties(probabilities):
     Returns:
         Tensor (batch, 4), in nats where it is an entropy.
     """
-    p = ops.cast(probabilities, "float32")
+    p = probabilities
     ranked = ops.sort(p, axis=-1)
     sharp = p * p / ops.sum(p * p, axis=-1, keepdims=True)
     found = ops.stack(

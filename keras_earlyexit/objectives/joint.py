@@ -3,6 +3,8 @@
 CE_i is the base loss of exit i, i = 0 ... E, the last one `final`.
 """
 
+import math
+
 import keras
 from keras import ops
 
@@ -55,10 +57,12 @@ class BranchyNet(WeightedSum):
 
     def __init__(self, cost_weight=1.0, weights=None, **options):
         super().__init__(cost_weight, **options)
-        self.given_weights = None if weights is None else list(weights)
+        self.given_weights = _numbers("weights", weights)
 
     def weights(self, costs):
-        return self.given_weights or [1.0] * len(costs)
+        if self.given_weights is None:
+            return [1.0] * len(costs)
+        return self.given_weights
 
     def get_config(self):
         return {**super().get_config(), "weights": self.given_weights}
@@ -101,7 +105,7 @@ class SDN(WeightedSum):
 
     def __init__(self, cost_weight=1.0, max_weights=None, **options):
         super().__init__(cost_weight, **options)
-        self.max_weights = None if max_weights is None else list(max_weights)
+        self.max_weights = _numbers("max_weights", max_weights)
         self.state = None
 
     @property
@@ -225,3 +229,15 @@ class GradientScale(keras.layers.Layer):
 
     def compute_output_shape(self, shape):
         return shape
+
+
+def _numbers(name, values):
+    """A list of weights of exits, checked; `None` stays."""
+    if values is None:
+        return None
+    found = [float(value) for value in values]
+    if not all(0.0 <= value < math.inf for value in found):
+        raise ValueError(
+            f"Expected `{name}` to be numbers of 0 or more. Received: {found}."
+        )
+    return found

@@ -38,8 +38,10 @@ class CascadeEnsemble(Refiner):
         self.cascade = cascade
         self.normalise = self.link = None
         if cascade and index:
-            self.normalise = layers.LayerNormalization(dtype="float32")
-            self.link = layers.Dense(units, use_bias=False, dtype="float32")
+            self.normalise = layers.LayerNormalization(dtype=self.dtype_policy)
+            self.link = layers.Dense(
+                units, use_bias=False, dtype=self.dtype_policy
+            )
 
     def build(self, prediction_shape, confidence_shape=None, memory_shape=None):
         if self.link is not None:
@@ -48,20 +50,17 @@ class CascadeEnsemble(Refiner):
         self.log_weights = self.add_weight(
             shape=(self.index + 1,),
             initializer=keras.initializers.RandomNormal(stddev=0.01),
-            dtype="float32",
             name="log_weights",
         )
         self.bias = self.add_weight(
             shape=(self.units,),
             initializer="zeros",
-            dtype="float32",
             name="bias",
         )
         self.ensembling = self.add_weight(
             shape=(),
             initializer="zeros",
             trainable=False,
-            dtype="float32",
             name="ensembling",
         )
         self.built = True

@@ -125,6 +125,18 @@ def test_grid_agrees_with_single_thresholds(seen):
         np.testing.assert_array_equal(column, seen.exit_index(threshold))
 
 
+def test_grid_takes_a_threshold_for_each_exit(seen):
+    generator = np.random.default_rng(0)
+    rows = generator.choice(seen.scores.reshape(-1), (20, 2))
+    rows = np.concatenate([rows, [[np.inf, -np.inf], [-np.inf, np.inf]]])
+    grid = seen.exit_index_grid(rows)
+    for column, row in zip(grid.T, rows, strict=True):
+        np.testing.assert_array_equal(column, seen.exit_index(row))
+    for bad in (np.zeros((4, 3)), [], [0.1, np.nan]):
+        with pytest.raises(ValueError, match="at least one threshold"):
+            seen.exit_index_grid(bad)
+
+
 def test_curve_runs_from_everybody_to_nobody(seen):
     thresholds, costs, accuracies = seen.curve(num=20)
     assert thresholds[0] == -np.inf and thresholds[-1] == np.inf
@@ -295,7 +307,7 @@ def endless(x, y):
         (lambda x, y: (x, y[:-1]), "one label for each sample"),
         (lambda x, y: (x, y + 1), "integer labels from 0 to 9"),
         (lambda x, y: (x, np.zeros((400, 7))), "integer labels of shape"),
-        (lambda x, y: (x * np.nan, y), "finite inputs and weights"),
+        (lambda x, y: (x * np.nan, y), "finite inputs"),
         (lambda x, y: (x[:, :4], y), "of shape"),
         (lambda x, y: (Batches(x, y), y), "labels inside the data"),
         (endless, "data that ends"),
@@ -304,6 +316,14 @@ def endless(x, y):
 def test_bad_data_is_refused(model, data, message):
     with pytest.raises(ValueError, match=message):
         observe(model, *data(*pixels("test")))
+
+
+def test_weights_that_are_nan_are_refused():
+    model = ee.add_exits(small_net(), ["middle"])
+    weights = model.get_weights()
+    model.set_weights([np.full_like(part, np.nan) for part in weights])
+    with pytest.raises(ValueError, match="the answers of 400 samples are NaN"):
+        observe(model, *pixels("test"))
 
 
 def test_a_model_without_exits_is_refused(model):
