@@ -7,8 +7,8 @@ compares them on test data. Thresholds are chosen on a calibration split:
     python examples/compare.py --data cifar10    # hours on two cores
 
 Every objective starts from the trained network. On CIFAR-10 it stays frozen and
-the exits see a part of the training data, for time. Parts that are done are kept in the output folder, so a run that was stopped
-goes on where it was.
+the exits see a part of the training data, for time. Parts that are done are
+kept in the output folder, so a run that was stopped goes on where it was.
 """
 
 import argparse

@@ -19,6 +19,7 @@ import threading
 
 _MODULES = (
     "blocks",
+    "calibration.streaming",
     "losses",
     "model",
     "objectives",

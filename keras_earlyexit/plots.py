@@ -190,8 +190,9 @@ def risk_curve(report, path=None):
     axes.plot(costs, bounds, color=blue, lw=2.2, label=label)
     label = f"allowed: {level:.3g}{unit}"
     axes.axhline(level, color=_SERIES[1], lw=1.6, label=label)
-    label = f"chosen: threshold {report.threshold:.4g}"
-    if report.threshold == np.inf:
+    chosen = np.atleast_1d(report.threshold)
+    label = "chosen: " + ", ".join(f"{value:.4g}" for value in chosen)
+    if np.all(chosen == np.inf):
         label = "chosen: nobody leaves early"
     cost = 100 * report.expected_relative_cost
     _mark(axes, cost, scale * report.risk_bound, "o", _INK, label, 10)

@@ -52,3 +52,39 @@ def test_demo(tmp_path):
     assert sum(rows[-1]["shares"]) == pytest.approx(1)
     assert (tmp_path / "accuracy_cost.png").stat().st_size > 5000
     keras.models.load_model(tmp_path / "model.keras")
+
+
+ROW = r"│ (exit_0|exit_1|final|mean|0\.1|min)\s+│\s+([\d.]+)\s+│\s+([\d.]+)"
+
+
+@pytest.mark.parametrize(
+    ("name", "least"), [("segmentation", 90), ("tagging", 94)]
+)
+def test_heads_with_positions(name, least):
+    shown = run(EXAMPLES / f"{name}.py")
+    rows = {row[0]: row[1:] for row in re.findall(ROW, shown)}
+    assert set(rows) == {"exit_0", "exit_1", "final", "mean", "0.1", "min"}
+    assert float(rows["final"][1]) > least
+    for reduce in ("mean", "0.1", "min"):
+        assert float(rows[reduce][1]) < float(rows["final"][0])
+
+
+def test_risk_control(tmp_path):
+    run(
+        EXAMPLES / "risk_control.py",
+        *("--epochs", 2, "--draws", 3, "--output", tmp_path),
+    )
+    rows = json.loads((tmp_path / "figures.json").read_text())
+    assert len(rows) == 30
+    assert (tmp_path / "risk_control.png").stat().st_size > 5000
+
+
+def test_compare(tmp_path):
+    shown = run(
+        EXAMPLES / "compare.py",
+        *("--objectives", "branchynet", "boosted"),
+        *("--jei-costs", 0.3, "--output", tmp_path),
+    )
+    assert "patience" in shown and "boosted" in shown
+    rows = json.loads((tmp_path / "digits" / "jei.json").read_text())
+    assert 0 < rows[0]["cost"] < 1.1

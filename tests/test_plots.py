@@ -1,5 +1,6 @@
 """Figures hold the numbers they should, and leave no trace in matplotlib."""
 
+import dataclasses
 import subprocess
 import sys
 import types
@@ -200,7 +201,7 @@ def test_risk_curve_shows_the_level_and_the_choice(report):
     assert "allowed: 5 %" in drawn
     place = 100 * np.array([report.expected_relative_cost, report.risk_bound])
     np.testing.assert_allclose(
-        drawn[f"chosen: threshold {report.threshold:.4g}"], [place]
+        drawn[f"chosen: {report.threshold:.4g}"], [place]
     )
 
 
@@ -230,3 +231,11 @@ def test_neither_import_nor_use_touches_pyplot():
         "assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_risk_curve_of_thresholds_per_exit(report, tmp_path):
+    chosen = dataclasses.replace(report, threshold=(0.5, 0.75))
+    figure = chosen.plot(tmp_path / "risk.png")
+    assert "chosen: 0.5, 0.75" in lines(figure.axes[0])
+    never = dataclasses.replace(report, threshold=(np.inf, np.inf))
+    assert "chosen: nobody leaves early" in lines(never.plot().axes[0])
