@@ -88,3 +88,15 @@ def test_compare(tmp_path):
     assert "patience" in shown and "boosted" in shown
     rows = json.loads((tmp_path / "digits" / "jei.json").read_text())
     assert 0 < rows[0]["cost"] < 1.1
+
+
+def test_drift(tmp_path):
+    run(
+        EXAMPLES / "drift.py",
+        *("--epochs", 2, "--orders", 3, "--policies", "max_probability"),
+        *("--output", tmp_path),
+    )
+    rows = json.loads((tmp_path / "figures.json").read_text())
+    found = {row["traffic"]: row["alarms"] for row in rows}
+    assert len(rows) == 10 and found["noise, strong"] == 3
+    assert (tmp_path / "drift.png").stat().st_size > 5000
