@@ -17,12 +17,16 @@ _HOMES = {
     "ExitResult": "results",
     "Router": "routing",
     "calibrate": "calibration.calibrating",
+    "export": "exporting.bundles",
+    "load_bundle": "bundle.reading",
+    "partition": "partitioning",
     "add_exits": "building",
     "strip_exits": "building",
 }
 _MODULES = (
     "backbones",
     "blocks",
+    "bundle",
     "calibration",
     "cost",
     "datasets",

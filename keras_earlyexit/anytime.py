@@ -3,10 +3,9 @@
 import time
 import warnings
 
-import keras
 import numpy as np
 
-from keras_earlyexit.inputs import as_inputs, num_rows
+from keras_earlyexit.inputs import as_inputs, as_zeros, num_rows
 from keras_earlyexit.routing import Router
 
 
@@ -134,12 +133,7 @@ class Anytime:
         return thresholds
 
     def _measure(self, size, repeats, quantile, clock):
-        batch = keras.tree.map_structure(
-            lambda tensor: np.zeros(
-                (size, *(n or 1 for n in tensor.shape[1:])), tensor.dtype
-            ),
-            self._model.net.input,
-        )
+        batch = as_zeros(self._model.net.input, size)
         found = []
         for depth in range(self._early + 1):
             times, thresholds = [], self._thresholds(depth)

@@ -104,6 +104,21 @@ def _cast(array, tensor):
     return array.astype(dtype, copy=False)
 
 
+def as_zeros(reference, rows):
+    """A batch of zeros for a model's `input`; open axes have length 1.
+
+    Args:
+        reference: The model's `input`, a structure of `KerasTensor`.
+        rows: Number of samples.
+    """
+
+    def zeros(tensor):
+        shape = (rows, *(size or 1 for size in tensor.shape[1:]))
+        return np.zeros(shape, tensor.dtype.replace("string", "str"))
+
+    return keras.tree.map_structure(zeros, reference)
+
+
 def num_rows(batch):
     """Number of samples in a batch."""
     return keras.tree.flatten(batch)[0].shape[0]

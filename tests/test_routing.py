@@ -1,5 +1,6 @@
 """Routing: work is really skipped, and the answers are the right ones."""
 
+import concurrent.futures
 import itertools
 
 import keras
@@ -9,7 +10,7 @@ from counting import CountRows, counted
 from keras import layers, ops
 
 import keras_earlyexit as ee
-from keras_earlyexit.routing import _bucket
+from keras_earlyexit.engines import GraphEngine, _bucket
 
 pytestmark = [
     pytest.mark.backends,
@@ -289,13 +290,54 @@ def test_few_sizes_are_compiled(data):
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="a graph is TensorFlow's")
-def test_one_graph_for_every_size(data):
+def test_two_graphs_for_all_sizes(data, monkeypatch):
+    made = []
+    compile_ = GraphEngine._compile
+    monkeypatch.setattr(
+        GraphEngine,
+        "_compile",
+        lambda self, stages: made.append(stages) or compile_(self, stages),
+    )
     model = ee.add_exits(counting_model(), ["dense_0", "dense_1"])
+    router = ee.Router(model)
+    assert not made
+    router.warm_up((1, 256))
+    assert len(made) == 2
     for size in (1, 3, 64, 70):
-        model.predict_exits(data[0][:size])
+        router.predict_exits(data[0][:size])
         model.policy.threshold = 0.1 * size
-    compiled = model.router._engine._compiled
-    assert compiled.experimental_get_tracing_count() == 1
+    assert len(made) == 2
+
+
+def test_warm_up_wants_sizes(model):
+    for sizes in ((), (0, 4)):
+        with pytest.raises(ValueError, match="batch sizes of at least 1"):
+            ee.Router(model).warm_up(sizes)
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="only JAX compiles per bucket")
+def test_warm_up_compiles_all_buckets(data):
+    model = ee.add_exits(counting_model(), ["dense_0", "dense_1"])
+    router = ee.Router(model)
+    router.warm_up((20,))
+    before = [step._cache_size() for step in router._engine._compiled]
+    for size in range(1, 21):
+        router.predict_exits(data[0][:size], thresholds=(0.4, 0.3))
+    assert before == [step._cache_size() for step in router._engine._compiled]
+
+
+def test_many_threads_get_their_own_answers(model, data):
+    x, router = data[0], ee.Router(model)
+    model.policy.threshold = 0.4
+    expected = model.predict(x)
+
+    def answer(start):
+        part = slice(start % 50, start % 50 + 1 + start % 17)
+        found = router.predict_exits(x[part]).predictions
+        return np.abs(found - expected[part]).max()
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        assert max(pool.map(answer, range(200))) < 1e-5
 
 
 def test_nan_is_refused(model, data):
