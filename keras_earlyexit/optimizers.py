@@ -12,7 +12,7 @@ class _Parts:
 
     given: object
     groups: dict
-    optimizers: dict
+    by_group: dict
     ratios: dict = dataclasses.field(default_factory=dict)
 
 
@@ -94,9 +94,11 @@ class CompositeOptimizer(keras.optimizers.Optimizer):
         return self._parts.groups
 
     @property
-    def optimizers(self):
+    def by_group(self):
         """Dict of optimizers by the name of their group."""
-        return self._parts.optimizers
+        # Not `optimizers`: Keras' callbacks would set the learning rate of
+        # each of them, and all to the same.
+        return self._parts.by_group
 
     def is_on(self, name):
         """Whether a group takes part in the next step."""
@@ -106,14 +108,14 @@ class CompositeOptimizer(keras.optimizers.Optimizer):
         if self.built:
             return
         own = {id(variable) for variable in variables}
-        for name, optimizer in self.optimizers.items():
+        for name, optimizer in self.by_group.items():
             optimizer.build([v for v in self.groups[name] if id(v) in own])
         super().build(variables)
 
     @property
     def variables(self):
         found = list(self._variables)
-        for optimizer in self.optimizers.values():
+        for optimizer in self.by_group.values():
             found += optimizer.variables
         return found
 
@@ -130,7 +132,7 @@ class CompositeOptimizer(keras.optimizers.Optimizer):
             )
             if gradient is not None
         }
-        for name, optimizer in self.optimizers.items():
+        for name, optimizer in self.by_group.items():
             moving = [v for v in self.groups[name] if id(v) in gradient_of]
             if moving and self.is_on(name):
                 optimizer.apply([gradient_of[id(v)] for v in moving], moving)
@@ -139,16 +141,16 @@ class CompositeOptimizer(keras.optimizers.Optimizer):
     @property
     def learning_rate(self):
         """That of the first group. Setting it scales all groups alike."""
-        if not self.optimizers:
+        if not self.by_group:
             return self._get_current_learning_rate()
-        return next(iter(self.optimizers.values())).learning_rate
+        return next(iter(self.by_group.values())).learning_rate
 
     @learning_rate.setter
     def learning_rate(self, value):
         parts = self._parts
         rates = {
             name: float(ops.convert_to_numpy(optimizer.learning_rate))
-            for name, optimizer in parts.optimizers.items()
+            for name, optimizer in parts.by_group.items()
         }
         first = next(iter(rates.values()))
         if first:
@@ -158,14 +160,14 @@ class CompositeOptimizer(keras.optimizers.Optimizer):
             raise ValueError(
                 "Expected a learning rate above 0 in the first group, "
                 f"{next(iter(rates))!r}, by which the others are scaled. "
-                f"Received: {rates}. Set `optimizer.optimizers[name]."
+                f"Received: {rates}. Set `optimizer.by_group[name]."
                 "learning_rate` of each group instead."
             )
-        for name, optimizer in parts.optimizers.items():
+        for name, optimizer in parts.by_group.items():
             optimizer.learning_rate = float(value) * parts.ratios[name]
 
     def finalize_variable_values(self, var_list):
-        for name, optimizer in self.optimizers.items():
+        for name, optimizer in self.by_group.items():
             # Averages of a group that was never on are all zero.
             if int(ops.convert_to_numpy(optimizer.iterations)):
                 optimizer.finalize_variable_values(self.groups[name])

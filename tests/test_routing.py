@@ -10,7 +10,8 @@ from counting import CountRows, counted
 from keras import layers, ops
 
 import keras_earlyexit as ee
-from keras_earlyexit.engines import GraphEngine, _bucket
+from keras_earlyexit.engines.graph import GraphEngine
+from keras_earlyexit.engines.loop import bucket
 
 pytestmark = [
     pytest.mark.backends,
@@ -94,7 +95,7 @@ def rows_entering(exits):
 def as_counted(rows):
     """What the counting layers show: on JAX, batches filled up to a bucket."""
     if BACKEND == "jax":
-        rows = [_bucket(count) for count in rows]
+        rows = [bucket(count) for count in rows]
     return {f"count_{i}": count for i, count in enumerate(rows) if count}
 
 
@@ -290,23 +291,23 @@ def test_few_sizes_are_compiled(data):
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="a graph is TensorFlow's")
-def test_two_graphs_for_all_sizes(data, monkeypatch):
+def test_three_graphs_for_all_sizes(data, monkeypatch):
     made = []
     compile_ = GraphEngine._compile
     monkeypatch.setattr(
         GraphEngine,
         "_compile",
-        lambda self, stages: made.append(stages) or compile_(self, stages),
+        lambda self, *args: made.append(args) or compile_(self, *args),
     )
     model = ee.add_exits(counting_model(), ["dense_0", "dense_1"])
     router = ee.Router(model)
     assert not made
-    router.warm_up((1, 256))
-    assert len(made) == 2
+    router.warm_up((1, 2, 256))
+    assert len(made) == 3
     for size in (1, 3, 64, 70):
         router.predict_exits(data[0][:size])
         model.policy.threshold = 0.1 * size
-    assert len(made) == 2
+    assert len(made) == 3
 
 
 def test_warm_up_wants_sizes(model):
