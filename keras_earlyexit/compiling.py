@@ -139,7 +139,7 @@ class ExitCompiling:
             return optimizer
         if inner is None:
             inner = optimizer = optimizers.CompositeOptimizer(optimizer)
-        inner.bind(groups)
+        inner.bind(groups, objective.rates)
         regime.begin(inner)
         return optimizer
 

@@ -51,11 +51,13 @@ class CompositeOptimizer(keras.optimizers.Optimizer):
         self.active = frozenset()
         self.frozen = frozenset()
 
-    def bind(self, groups):
+    def bind(self, groups, rates=None):
         """Says which variables each group has; turns all groups on.
 
         Args:
             groups: Dict of lists of variables by name; no variable twice.
+            rates: Dict of factors of the learning rate by the name of a group,
+                for an optimizer that is copied for all groups.
         """
         groups = {name: list(found) for name, found in groups.items()}
         given = self._parts.given
@@ -65,7 +67,11 @@ class CompositeOptimizer(keras.optimizers.Optimizer):
         self._parts = _Parts(
             given,
             groups,
-            {name: self._for_group(name) for name in groups if groups[name]},
+            {
+                name: self._for_group(name, (rates or {}).get(name, 1.0))
+                for name in groups
+                if groups[name]
+            },
         )
         if isinstance(given, dict):
             names = {_family(name) for name in groups} | set(groups)
@@ -76,7 +82,7 @@ class CompositeOptimizer(keras.optimizers.Optimizer):
                     f"{', '.join(groups)}. Received: one for {unknown}."
                 )
 
-    def _for_group(self, name):
+    def _for_group(self, name, rate):
         found = self._parts.given
         if isinstance(found, dict):
             found = found.get(name, found.get(_family(name)))
@@ -86,7 +92,10 @@ class CompositeOptimizer(keras.optimizers.Optimizer):
                 f"Received: optimizers for {sorted(self._parts.given)}. Add "
                 "one, or pass one optimizer for all groups."
             )
-        return type(found).from_config(found.get_config())
+        config = found.get_config()
+        if found is self._parts.given and rate != 1.0:
+            config["learning_rate"] = _scaled(config["learning_rate"], rate)
+        return type(found).from_config(config)
 
     @property
     def groups(self):
@@ -192,6 +201,43 @@ def composite(optimizer):
     """The composite optimizer inside an optimizer, or `None`."""
     inner = getattr(optimizer, "inner_optimizer", optimizer)
     return inner if isinstance(inner, CompositeOptimizer) else None
+
+
+@keras.saving.register_keras_serializable(package="keras_earlyexit")
+class ScaledRate(keras.optimizers.schedules.LearningRateSchedule):
+    """Another schedule, times a factor.
+
+    Args:
+        schedule: A `LearningRateSchedule`.
+        factor: A number.
+    """
+
+    def __init__(self, schedule, factor):
+        super().__init__()
+        self.schedule = schedule
+        self.factor = factor
+
+    def __call__(self, step):
+        return self.factor * self.schedule(step)
+
+    def get_config(self):
+        schedule = keras.optimizers.schedules.serialize(self.schedule)
+        return {"schedule": schedule, "factor": self.factor}
+
+    @classmethod
+    def from_config(cls, config):
+        schedule = config["schedule"]
+        if isinstance(schedule, dict):
+            schedule = keras.optimizers.schedules.deserialize(schedule)
+        return cls(schedule, config["factor"])
+
+
+def _scaled(rate, factor):
+    """A learning rate as a config holds it, times a factor."""
+    if not isinstance(rate, dict):
+        return rate * factor
+    schedule = keras.optimizers.schedules.deserialize(rate)
+    return keras.optimizers.schedules.serialize(ScaledRate(schedule, factor))
 
 
 def _get(optimizer):

@@ -33,6 +33,8 @@ class Objective:
         part_names: The parts it returns beside `loss`.
         regime: Which parts of the network it trains, unless `compile` is told;
             see `ee.regimes`.
+        rates: Factors of the learning rate by the name of a group, see
+            `groups`.
         states: Numbers that change while it trains, a list of `State`.
     """
 
@@ -44,6 +46,7 @@ class Objective:
     uses_exit_tags = False
     part_names = ("prediction_loss", "cost_loss")
     regime = "joint"
+    rates = {}
     states = ()
 
     def __init__(

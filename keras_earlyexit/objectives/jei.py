@@ -111,6 +111,9 @@ class JEI(Objective):
             asked for, at most 6.
         turn_batches: Batches after which gates and exits change turns; `None`:
             200, or half an epoch where that is less.
+        gate_rate: How much faster than the exits the gates learn, if they have
+            the same optimizer: a factor of its learning rate. Gates have five
+            parameters each, and half of the steps.
         patience: Epochs of warm-up without a better accuracy after which an
             exit is left alone, with its best weights.
         **options: As in `Objective`.
@@ -131,6 +134,7 @@ class JEI(Objective):
         weighting="paper",
         warm_up_epochs=None,
         turn_batches=None,
+        gate_rate=10.0,
         patience=2,
         **options,
     ):
@@ -143,6 +147,7 @@ class JEI(Objective):
         self.weighting = weighting
         self.warm_up_epochs = warm_up_epochs
         self.turn_batches = turn_batches
+        self.rates = {GATES: gate_rate}
         self.patience = patience
         self.warming_up = False
         self.epochs_done = 0
@@ -252,5 +257,6 @@ class JEI(Objective):
             "weighting": self.weighting,
             "warm_up_epochs": self.warm_up_epochs,
             "turn_batches": self.turn_batches,
+            "gate_rate": self.rates[GATES],
             "patience": self.patience,
         }

@@ -50,8 +50,11 @@ class JointPhases(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         objective = self.objective
         objective.epochs_done += 1
-        self._weight_targets()
-        if self._turn == "warm_up":
+        if self._turn != "warm_up":
+            # Not before the gates have learned at all: an exit that suits all
+            # samples gets a weight of 0.
+            self._weight_targets()
+        else:
             self._stop_early(logs or {})
             if max(epoch + 1, objective.epochs_done) >= self._warm_up_epochs():
                 self._restore(list(self._best))

@@ -51,6 +51,7 @@ class TwoStage(Objective):
         self.uses_final_confidence = self.objective.uses_final_confidence
         self.uses_exit_tags = self.objective.uses_exit_tags
         self.part_names = self.objective.part_names
+        self.rates = self.objective.rates
 
     def threshold(self, num_early_exits):
         return self.objective.threshold(num_early_exits)
