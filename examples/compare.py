@@ -8,9 +8,9 @@ compares them on test data. Thresholds are chosen on a calibration split:
 
 Every objective starts from the trained network, with new exits. On CIFAR-10 the
 network is trained with exits for its last epochs, so that its features serve
-them, and stays frozen afterwards; the new exits see a part of the training data,
-for time. Parts that are done are kept in the output folder, so a run that was
-stopped goes on where it was.
+them, and stays frozen afterwards; the new exits see a part of the training
+data, for time. Parts that are done are kept in the output folder, so a run that
+was stopped goes on where it was.
 """
 
 import argparse
