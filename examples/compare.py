@@ -53,6 +53,8 @@ class Settings:
     epochs: int
     exits: int
     batch_size: int
+    block: str = "pool"
+    jei_epochs: int = 8
     supervised_epochs: int = 0
     exit_images: int | None = None
     regime: str | None = None
@@ -61,7 +63,7 @@ class Settings:
 SETTINGS = {
     "digits": Settings(("train", "calibration", "test"), 20, 12, 6, 4, 64),
     "mnist": Settings(
-        ("train[:20000]", "train[55000:]", "test"), 8, 2, 2, 2, 128
+        ("train[:20000]", "train[55000:]", "test"), 8, 2, 2, 2, 128, "plain"
     ),
     "cifar10": Settings(
         ("train[:45000]", "train[45000:]", "test"),
@@ -70,6 +72,7 @@ SETTINGS = {
         epochs=8,
         exits=4,
         batch_size=128,
+        block="conv",
         supervised_epochs=3,
         exit_images=10000,
         regime="disjoint",
@@ -156,13 +159,18 @@ class Run:
             model.compile(self.optimizer(epochs, rate=1e-3), "branchynet")
             model.fit(self.batches(), epochs=epochs, verbose=2)
 
-    def trained(self, objective, label, **options):
+    def trained(self, objective, label, epochs=None, **options):
         """A model with exits, trained with an objective, once."""
         path = self.folder / f"{label}.keras"
         if not path.exists():
             keras.utils.set_random_seed(self.options.seed)
-            model = ee.add_exits(self.backbone(), self.settings.exits)
-            epochs, images = self.settings.epochs, self.settings.exit_images
+            model = ee.add_exits(
+                self.backbone(),
+                self.settings.exits,
+                block=self.settings.block,
+            )
+            epochs = epochs or self.settings.epochs
+            images = self.settings.exit_images
             model.compile(
                 self.optimizer(epochs, images),
                 ee.objectives.get(objective, **options),
@@ -228,7 +236,12 @@ class Run:
         """JEI-DNN against the largest probability of the same exits."""
         rows = []
         for weight in self.options.jei_costs:
-            model = self.trained("jei", f"jei_{weight}", cost_weight=weight)
+            model = self.trained(
+                "jei",
+                f"jei_{weight}",
+                epochs=self.settings.jei_epochs,
+                cost_weight=weight,
+            )
             model.policy = "joint_gate"
             test = ee.calibration.observe(model, *self.test)
             gates = ee.calibration.observe(model, *self.calibration)

@@ -3,7 +3,7 @@
 `count(model)` gives a `CostTable`, `call_cost(call)` the cost of one call.
 `macs.py` has the formula of each kind of layer, `opening.py` takes layers
 without a formula apart; here are the conventions that weigh the kinds of work,
-and the tables.
+and the tables. What a model takes on a device is measured by `profile`.
 
 Why not a profiler: TensorFlow's is bound to one backend, and it counts a
 recurrent layer's step once and attention only in part.
@@ -15,6 +15,7 @@ is named in `uncounted`, never guessed.
 
 import contextlib
 import dataclasses
+import importlib
 import math
 import re
 import warnings
@@ -23,6 +24,13 @@ import keras
 
 from keras_earlyexit import macs, opening, surgery
 
+# Public names whose modules stand further up than this one.
+_HOMES = {
+    "DeviceProfile": "profiles",
+    "Link": "measured",
+    "MeasuredCost": "measured",
+    "profile": "profiling",
+}
 # How much one unit of each kind of work adds to the MACs.
 CONVENTIONS = {
     "macs": {"macs": 1, "attention": 1},
@@ -34,6 +42,13 @@ CONVENTIONS = {
         "pooled": 1,
     },
 }
+
+
+def __getattr__(name):
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(f"keras_earlyexit.{_HOMES[name]}")
+    return getattr(module, name)
 
 
 @dataclasses.dataclass(frozen=True)

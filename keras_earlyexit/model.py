@@ -1,10 +1,14 @@
 """The early-exit model: what it consists of, answers, saves and shows."""
 
+import dataclasses
+
 import keras
 
-from keras_earlyexit import exit_costs, exit_graph, policies, stages, surgery
+from keras_earlyexit import exit_graph, policies, stages, surgery
 from keras_earlyexit.compiling import ExitCompiling
+from keras_earlyexit.costing import ExitCosting
 from keras_earlyexit.evaluating import ExitEvaluation
+from keras_earlyexit.measured import MeasuredCost
 from keras_earlyexit.routing import Router
 from keras_earlyexit.tasks import Head
 from keras_earlyexit.training import ExitTraining, fingerprints
@@ -13,7 +17,9 @@ _FINGERPRINTS = "training_fingerprints"
 
 
 @keras.saving.register_keras_serializable(package="keras_earlyexit")
-class EarlyExitModel(ExitCompiling, ExitTraining, ExitEvaluation, keras.Model):
+class EarlyExitModel(
+    ExitCompiling, ExitTraining, ExitEvaluation, ExitCosting, keras.Model
+):
     """A Keras model that can answer at several depths; see `ee.add_exits`.
 
     `model(x)` gives every exit's answer, a flat dict `exit_0`,
@@ -75,9 +81,7 @@ class EarlyExitModel(ExitCompiling, ExitTraining, ExitEvaluation, keras.Model):
         """
         surgery.replace_layer(self, "net", net)
         self._exits = exit_graph.read(net)
-        self._relative_costs, self._plain_macs = exit_costs.relative_costs(
-            self._exits, self.cost
-        )
+        self.set_costs()
 
     @property
     def exit_graph(self):
@@ -93,16 +97,6 @@ class EarlyExitModel(ExitCompiling, ExitTraining, ExitEvaluation, keras.Model):
     def exit_layers(self):
         """Names of the layers that the early exits hang on: (E,)."""
         return self._exits.layers
-
-    @property
-    def relative_costs(self):
-        """Cost of leaving at each exit over the plain model's: (E + 1,)."""
-        return self._relative_costs.copy()
-
-    @property
-    def plain_macs(self):
-        """Multiply-adds of the model without exits, an integer."""
-        return self._plain_macs
 
     @property
     def policy(self):
@@ -257,7 +251,16 @@ class EarlyExitModel(ExitCompiling, ExitTraining, ExitEvaluation, keras.Model):
             )
         ]
         rows[-1] = (*rows[-1][:3], "-")
-        widths = [max(len(row[i]) for row in rows) for i in range(4)]
+        measured = ""
+        if self.measured_cost is not None:
+            cost = self.measured_cost
+            measured = f", cost for a batch of {cost.batch_size:g}"
+            figures = [cost.unit, *(f"{value:.4g}" for value in cost.exits)]
+            rows = [
+                (*row[:3], figure, row[3])
+                for row, figure in zip(rows, figures, strict=True)
+            ]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = [
             "  ".join(
                 text.ljust(width)
@@ -265,7 +268,8 @@ class EarlyExitModel(ExitCompiling, ExitTraining, ExitEvaluation, keras.Model):
             ).rstrip()
             for row in rows
         ]
-        return "\n".join([f"Exits, policy {self.policy.name!r}:", *lines])
+        title = f"Exits, policy {self.policy.name!r}{measured}:"
+        return "\n".join([title, *lines])
 
     def save_own_variables(self, store):
         super().save_own_variables(store)
@@ -287,6 +291,11 @@ class EarlyExitModel(ExitCompiling, ExitTraining, ExitEvaluation, keras.Model):
             "policy": keras.saving.serialize_keras_object(self.policy),
             "has_given_policy": self.has_given_policy,
             "cost": self.cost,
+            "measured_cost": (
+                None
+                if self.measured_cost is None
+                else dataclasses.asdict(self.measured_cost)
+            ),
         }
 
     @classmethod
@@ -303,4 +312,6 @@ class EarlyExitModel(ExitCompiling, ExitTraining, ExitEvaluation, keras.Model):
             name=config["name"],
         )
         model.set_policy(model.policy, given=given)
+        if config.get("measured_cost") is not None:
+            model.use_cost(MeasuredCost(**config["measured_cost"]))
         return model

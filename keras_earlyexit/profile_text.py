@@ -3,7 +3,7 @@
 import json
 import os
 import pathlib
-import tempfile
+import secrets
 
 from keras_earlyexit.measured import Machine, Timing
 
@@ -91,16 +91,15 @@ def parse(content):
 def write(path, content):
     """Writes a text file, whole or not at all."""
     path = pathlib.Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        with open(handle, "w", encoding="utf-8") as file:
+        with open(temporary, "x", encoding="utf-8") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read(path):

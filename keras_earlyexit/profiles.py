@@ -72,13 +72,6 @@ class DeviceProfile:
         put_all(self, "batch_sizes", count)
         put_all(self, "stages", instance(Timing))
         put_all(self, "exits", instance(Timing))
-        if self.plain is not None:
-            put(self, "plain", instance(Timing))
-        if self.peak_bytes is not None:
-            put_all(self, "peak_bytes", count_from_0)
-            self._check_length("peak_bytes", self.peak_bytes)
-        if self.machine is not None:
-            put(self, "machine", instance(Machine))
         rising = sorted(set(self.batch_sizes))
         if not rising or list(self.batch_sizes) != rising or not self.stages:
             raise ValueError(
@@ -86,6 +79,13 @@ class DeviceProfile:
                 f"Received: {len(self.stages)} stages and "
                 f"batch_sizes={self.batch_sizes!r}."
             )
+        if self.plain is not None:
+            put(self, "plain", instance(Timing))
+        if self.peak_bytes is not None:
+            put_all(self, "peak_bytes", count_from_0)
+            self._check_length("peak_bytes", self.peak_bytes)
+        if self.machine is not None:
+            put(self, "machine", instance(Machine))
         for timing in (*self.exits, *self._parts()):
             for field in ("seconds", "p95_seconds", "joules"):
                 values = getattr(timing, field)
@@ -103,6 +103,11 @@ class DeviceProfile:
     def _parts(self):
         """What ran without routing: the stages, and the plain model."""
         return (*self.stages, *([] if self.plain is None else [self.plain]))
+
+    @property
+    def stage_names(self):
+        """Names of the exits that the stages end with."""
+        return tuple(stage.name for stage in self.stages)
 
     @property
     def macs_per_second(self):
@@ -181,8 +186,8 @@ class DeviceProfile:
 
         For each batch size a line a + b macs, with a and b at least 0, is laid
         through what was measured, the stages and the plain model, so that the
-        relative squared error is least. Layers differ in how well they use a
-        processor: expect a factor of two either way.
+        relative squared error is least. An estimate: layers differ in how
+        well they use a processor, by a factor of two and more.
 
         Args:
             macs: Multiply-adds of a stage for one sample: a number, or an

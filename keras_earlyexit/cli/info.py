@@ -98,7 +98,11 @@ def _describe_exits(model):
     thresholds = [float(x) for x in model.policy.thresholds(early)]
     return {
         "policy": model.policy.name,
-        "cost_convention": model.cost,
+        "cost_convention": (
+            model.cost
+            if model.measured_cost is None
+            else model.measured_cost.unit
+        ),
         "plain_macs": model.plain_macs,
         "places": [
             {

@@ -206,6 +206,8 @@ class ExitScheduling(Objective):
         # Without refiners, whose own cost must not change with themselves.
         exits = dataclasses.replace(exits, refiners=[None] * len(exits.names))
         costs, _ = exit_costs.relative_costs(exits, model.cost)
+        if model.measured_cost is not None:
+            costs = model.relative_costs
         return [
             *(
                 ScheduledScore(
