@@ -73,11 +73,7 @@ def segment_bounds(model, cuts):
     Raises:
         TypeError, ValueError: As `partition`.
     """
-    if not hasattr(model, "exit_graph"):
-        raise TypeError(
-            "Expected an EarlyExitModel, as `ee.add_exits` makes it. Received: "
-            f"{model!r} (of type {type(model).__name__})."
-        )
+    check_has_exits(model)
     names = model.exit_names
     ends = [_exit_index(name, names, cuts) for name in _as_names(cuts)]
     if len(set(ends)) < len(ends) or ends != sorted(ends):
@@ -93,6 +89,15 @@ def segment_bounds(model, cuts):
             strict=True,
         )
     )
+
+
+def check_has_exits(model):
+    """Raises a `TypeError` for what is no `EarlyExitModel`."""
+    if not hasattr(model, "exit_graph"):
+        raise TypeError(
+            "Expected an EarlyExitModel, as `ee.add_exits` makes it. Received: "
+            f"{model!r} (of type {type(model).__name__})."
+        )
 
 
 def _as_names(cuts):

@@ -45,6 +45,11 @@ class ConfidenceGated(Objective):
             raise ValueError(
                 f"Expected `gate` to be 'hard' or 'soft'. Received: {gate!r}."
             )
+        if not 0 <= threshold <= 1 or not 0 <= floor <= 1:
+            raise ValueError(
+                "Expected `threshold` and `floor` in [0, 1]. Received: "
+                f"threshold={threshold!r}, floor={floor!r}."
+            )
         self.gate = gate
         self.settled_above = threshold
         self.floor = floor

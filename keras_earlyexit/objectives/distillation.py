@@ -46,6 +46,15 @@ def _soft(objective, prediction, temperature):
     return ops.exp(logarithm), logarithm
 
 
+def check_teacher(name, weight, temperature):
+    """Refuses a weight outside of [0, 1], or a temperature not above 0."""
+    if not 0 <= weight <= 1 or not temperature > 0:
+        raise ValueError(
+            f"Expected `{name}` in [0, 1] and a positive `temperature`. "
+            f"Received: {name}={weight!r}, temperature={temperature!r}."
+        )
+
+
 @register
 class SelfDistillation(Objective):
     """CE_E + sum_{i<E} [ (1 - a) CE_i + a T^2 KL(p_E^T || p_i^T) ].
@@ -71,11 +80,7 @@ class SelfDistillation(Objective):
 
     def __init__(self, cost_weight=1.0, alpha=0.1, temperature=3.0, **options):
         super().__init__(cost_weight, **options)
-        if not 0 <= alpha <= 1 or not temperature > 0:
-            raise ValueError(
-                "Expected `alpha` in [0, 1] and a positive `temperature`. "
-                f"Received: alpha={alpha!r}, temperature={temperature!r}."
-            )
+        check_teacher("alpha", alpha, temperature)
         self.alpha = alpha
         self.temperature = temperature
 

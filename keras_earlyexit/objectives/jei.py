@@ -144,6 +144,16 @@ class JEI(Objective):
                 "Expected `weighting` to be 'paper' or 'code'. Received: "
                 f"weighting={weighting!r}."
             )
+        for name, value, least in (
+            ("warm_up_epochs", warm_up_epochs, 0),
+            ("turn_batches", turn_batches, 1),
+            ("patience", patience, 1),
+        ):
+            if value is not None and not value >= least:
+                raise ValueError(
+                    f"Expected `{name}` to be {least} or more. Received: "
+                    f"{name}={value!r}."
+                )
         self.weighting = weighting
         self.warm_up_epochs = warm_up_epochs
         self.turn_batches = turn_batches
@@ -182,7 +192,8 @@ class JEI(Objective):
         own = {id(variable) for variable in gates}
         for name, variables in groups.items():
             groups[name] = [v for v in variables if id(v) not in own]
-        return {GATES: gates, **groups}
+        # Last: the learning rate of the optimizer is that of the first group.
+        return {**groups, GATES: gates}
 
     def attach(self, model):
         early = len(model.exit_names) - 1

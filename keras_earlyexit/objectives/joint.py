@@ -10,7 +10,7 @@ from keras import ops
 
 from keras_earlyexit import exit_graph
 from keras_earlyexit.objectives.base import Objective, mean, register
-from keras_earlyexit.objectives.distillation import divergence
+from keras_earlyexit.objectives.distillation import check_teacher, divergence
 from keras_earlyexit.objectives.state import State
 
 
@@ -172,6 +172,7 @@ class GradientEquilibrium(WeightedSum):
         self, cost_weight=1.0, distillation=0.0, temperature=1.0, **options
     ):
         super().__init__(cost_weight, **options)
+        check_teacher("distillation", distillation, temperature)
         self.distillation = distillation
         self.temperature = temperature
 

@@ -127,6 +127,11 @@ class ZeroTimeWaste(Objective):
 
     def __init__(self, cost_weight=1.0, ensemble_epochs=None, **options):
         super().__init__(cost_weight, **options)
+        if ensemble_epochs is not None and not ensemble_epochs >= 0:
+            raise ValueError(
+                "Expected `ensemble_epochs` to be 0 or more, or None. "
+                f"Received: ensemble_epochs={ensemble_epochs!r}."
+            )
         self.ensemble_epochs = ensemble_epochs
 
     def refiners(self, model):

@@ -59,6 +59,14 @@ def test_unknown_gate():
         ee.objectives.get("confidence_gated", gate="firm")
 
 
+@pytest.mark.parametrize(
+    "options", [{"threshold": 1.5}, {"floor": -0.1}, {"floor": float("nan")}]
+)
+def test_bad_options(options):
+    with pytest.raises(ValueError, match=r"`threshold` and `floor` in \[0, 1"):
+        ee.objectives.get("confidence_gated", **options)
+
+
 def first_exit_after_a_step(objective):
     keras.utils.set_random_seed(1)
     inputs = keras.Input((6,))

@@ -84,6 +84,12 @@ def test_weights_that_are_none(bad):
         ee.objectives.get("sdn", max_weights=[bad, 1.0])
 
 
+@pytest.mark.parametrize("options", [{"distillation": 1.5}, {"temperature": 0}])
+def test_bad_distillation(options):
+    with pytest.raises(ValueError, match=r"`distillation` in \[0, 1\] and a"):
+        ee.objectives.get("gradient_equilibrium", **options)
+
+
 def test_inline_distillation():
     objective = ee.objectives.get(
         "gradient_equilibrium", distillation=0.25, temperature=2.0

@@ -133,8 +133,7 @@ def test_the_ensembles_learn_last_and_alone(data, tmp_path):
         for v in model.net.get_layer(f"exit_{i}").prediction_branch.weights
     }
     cascade = {
-        v.path
-        for v in refiners[1].normalise.weights + refiners[1].link.weights
+        v.path for v in refiners[1].normalise.weights + refiners[1].link.weights
     }
     assert watch.moved[0] == watch.moved[1] == exits | cascade
     assert watch.moved[2] == ensemble
@@ -145,6 +144,11 @@ def test_the_ensembles_learn_last_and_alone(data, tmp_path):
             ops.convert_to_numpy(loaded(data[0])[name]),
             ops.convert_to_numpy(expected),
         )
+
+
+def test_bad_epochs():
+    with pytest.raises(ValueError, match="0 or more, or None. Received"):
+        ee.objectives.get("zero_time_waste", ensemble_epochs=-1)
 
 
 @pytest.mark.parametrize(

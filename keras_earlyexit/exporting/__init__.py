@@ -1,0 +1,1 @@
+"""Writes models with exits as bundles; `ee.export` is in `bundles`."""

@@ -1,0 +1,58 @@
+"""Stages as ONNX files, by tf2onnx."""
+
+import numpy as np
+
+from keras_earlyexit.exporting.functions import as_function
+
+OPSET = 18
+
+
+def convert(stage, specs):
+    """Converts a stage.
+
+    Args:
+        stage: A stage of a model.
+        specs: The `TensorSpec` of what it takes.
+
+    Returns:
+        The bytes of an ONNX file.
+
+    Raises:
+        ImportError: If tf2onnx is not installed.
+        ValueError: If it cannot convert something in the stage.
+    """
+    try:
+        import tf2onnx
+    except ImportError as error:
+        raise ImportError(
+            "Expected tf2onnx to write a bundle of format 'onnx'. Received: "
+            "an environment without. Install it with the extra `onnx`: pip "
+            "install 'keras-earlyexit[onnx]'"
+        ) from error
+    function = as_function(stage, specs, plain=True)
+    try:
+        model, _ = tf2onnx.convert.from_function(
+            function,
+            function.input_signature,
+            opset=OPSET,
+            custom_op_handlers={"Erfc": (_erfc, [])},
+        )
+    except Exception as error:
+        raise ValueError(
+            f"Expected layers that tf2onnx can convert. Received: "
+            f"'{stage.name}', for which it says: {error}. Export in another "
+            "format, such as 'saved_model'."
+        ) from error
+    return model.SerializeToString()
+
+
+def _erfc(ctx, node, name, args):
+    """erfc(x) as 1 - erf(x): GELU needs it, and ONNX has only erf."""
+    node.type = "Erf"
+    one = ctx.make_const(f"{node.name}/one", np.ones((), "float32"))
+    output = node.output[0]
+    rest = ctx.insert_new_node_on_output(
+        "Sub", output, name=f"{node.name}/rest"
+    )
+    ctx.replace_inputs(rest, [one.output[0], output])
+    return rest
