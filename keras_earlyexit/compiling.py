@@ -1,5 +1,6 @@
 """How an early-exit model is set up for training by `compile`."""
 
+import functools
 import warnings
 
 import keras
@@ -172,7 +173,16 @@ class ExitCompiling:
         steps[steps.get("states", ())] = self.train_function
         steps["states"] = tuple(sorted({**states, part: state}.items()))
         self.train_function = steps.get(steps["states"])
-        self.make_train_function(force=self.train_function is None)
+        if self.train_function is None:
+            # JAX has one compiled step for one function, and would use that
+            # of another state again.
+            self.train_step = functools.partial(type(self).train_step, self)
+            self.make_train_function(force=True)
+
+    def forget_test_function(self):
+        """Lets the next evaluation compile its step anew: something changed."""
+        self.test_step = functools.partial(type(self).test_step, self)
+        self.test_function = None
 
     def _policy_of(self, objective):
         name = objective.policy

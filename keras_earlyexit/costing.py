@@ -74,8 +74,9 @@ class ExitCosting:
             routing = self._exit_metrics.routing
             routing.relative_costs = self._relative_costs.astype("float32")
             # Compiled steps hold the costs from before.
-            self.train_function = self.test_function = None
             self._training_steps = {}
+            self.train_function = None
+            self.forget_test_function()
 
     def set_costs(self):
         """Finds the costs of the present network."""

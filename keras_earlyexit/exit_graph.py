@@ -132,12 +132,12 @@ def network(exits, refiners=None, at_exit=None, name=None):
     if at_exit is not None:
         heads, confidence = _rerun(exits, at_exit, confidence)
     outputs = {}
-    for name, (prediction, leaves) in zip(
+    for exit_, (prediction, leaves) in zip(
         exits.names, refining.refine(refiners, heads), strict=True
     ):
-        outputs[name] = prediction
+        outputs[exit_] = prediction
         if leaves is not None:
-            outputs[confidence_name(name)] = leaves
+            outputs[confidence_name(exit_)] = leaves
     if confidence is not None:
         outputs[FINAL_CONFIDENCE] = confidence
     return keras.Model(graph.inputs, outputs, name=name)

@@ -131,7 +131,7 @@ class EarlyExitModel(
         )
         self._router = None
         # The compiled evaluation step holds the policy from before.
-        self.test_function = None
+        self.forget_test_function()
 
     @property
     def stages(self):

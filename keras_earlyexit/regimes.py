@@ -230,7 +230,7 @@ class _BackboneFirst(keras.callbacks.Callback):
         final_only = max(epoch, regime.epochs_done) < epochs
         if final_only != regime.final_only:
             regime.final_only = final_only
-            self.model.make_test_function(force=True)
+            self.model.forget_test_function()
         optimizer = self.model.composite_optimizer
         optimizer.frozen = frozenset()
         if final_only:

@@ -74,14 +74,14 @@ class GraphEngine:
             batch = keras.tree.pack_sequence_as(inputs, batch)
             if batch_size == 1:
                 return self._one_from_stage(stages, 0, batch, thresholds)
-            return self._from_stage(stages, 0, batch, thresholds, rows)
+            return self.from_stage(stages, 0, batch, thresholds, rows)
 
         compiled = tf.function(
             start, input_signature=[*leaves, early], autograph=False
         )
         return compiled.get_concrete_function()
 
-    def _from_stage(self, stages, index, inputs, thresholds, rows):
+    def from_stage(self, stages, index, inputs, thresholds, rows):
         """Answers of all rows that enter a stage: (prediction, exit, score)."""
         tf = self._tf
         outputs, here = self._run(stages, index, inputs, rows)
@@ -102,7 +102,7 @@ class GraphEngine:
             )
 
         def go_on():
-            rest = self._from_stage(
+            rest = self.from_stage(
                 stages, index + 1, handed_on(outputs, take), thresholds, left
             )
             return tf.cond(

@@ -52,7 +52,7 @@ def write_routed(model, specs, path):
         inputs = keras.tree.pack_sequence_as(structure, tensors)
         names = ("predictions", "exit_index", "score")
         rows = tf.shape(tensors[0])[0]
-        found = engine._from_stage(model.stages, 0, inputs, thresholds, rows)
+        found = engine.from_stage(model.stages, 0, inputs, thresholds, rows)
         return dict(zip(names, found, strict=True))
 
     def serve(*tensors):

@@ -30,7 +30,7 @@ class JointPhases(keras.callbacks.Callback):
         warming_up = done < self._warm_up_epochs()
         if objective.warming_up != warming_up:
             objective.warming_up = warming_up
-            self.model.make_test_function(force=True)
+            self.model.forget_test_function()
         objective.state.best_exits.assign(
             ops.zeros(objective.state.best_exits.shape)
         )

@@ -75,7 +75,7 @@ class L2W(Objective):
         **options,
     ):
         super().__init__(cost_weight, **options)
-        _check(epsilon=(epsilon, 0.0, 0.5), share_ratio=(share_ratio, 1e-6))
+        _check(epsilon=(epsilon, 0.0, 1.0), share_ratio=(share_ratio, 1e-6))
         _check(meta_every=(meta_every, 1), hidden_units=(hidden_units, 1))
         _check(meta_learning_rate=(meta_learning_rate, 0.0))
         _check(meta_samples=(meta_samples, 2))

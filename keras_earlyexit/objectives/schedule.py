@@ -113,7 +113,7 @@ class _ChangeObjective(keras.callbacks.Callback):
         if schedule.active is not wanted:
             schedule.active = wanted
             self.model.use_training_step("two_stage", early)
-            self.model.make_test_function(force=True)
+            self.model.forget_test_function()
 
     def on_epoch_end(self, epoch, logs=None):
         self.schedule.epochs_done += 1

@@ -68,7 +68,8 @@ class Patience(Policy):
 
     def score(self, probabilities, confidence, carry, exit_index):
         if self.tolerance is None:
-            answer = ops.argmax(probabilities, axis=-1)
+            # Not argmax, which LiteRT cannot run on every input.
+            answer = ops.top_k(probabilities, 1)[1][..., 0]
             answer = ops.cast(answer, probabilities.dtype)
         else:
             answer = probabilities

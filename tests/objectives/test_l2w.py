@@ -356,7 +356,7 @@ def test_data_that_cannot_be_drawn_from(data):
     "options",
     [
         {"epsilon": -0.1},
-        {"epsilon": 0.6},
+        {"epsilon": 1.5},
         {"epsilon": float("nan")},
         {"meta_every": 0},
         {"share_ratio": 0.0},
