@@ -90,8 +90,9 @@ def uncertainties(probabilities):
 class JEI(Objective):
     """Gates and exits, learned in turns.
 
-    - prediction_loss: mean over batch and exits of P_l CE_l, rescaled for each
-      sample by sum_l CE_l / sum_l P_l CE_l (a constant to the gradient).
+    - prediction_loss: mean over batch and exits of CE_l; with
+      `weighting="paper"` of P_l CE_l, rescaled for each sample by
+      sum_l CE_l / sum_l P_l CE_l (a constant to the gradient).
     - confidence_loss: binary cross-entropy of g_l against the target
       [l >= l*(x)], positives weighted by min(5, (N - n_l) / max(n_l, .1)) with
       n_l of N validation samples having l* = l; mean over batch and gates.
@@ -105,8 +106,11 @@ class JEI(Objective):
 
     Args:
         cost_weight: The weight of cost, the paper's lambda.
-        weighting: `"paper"` for the prediction loss above; `"code"` for what
-            the authors' code comes to, the plain mean of CE_l.
+        weighting: `"code"`: the plain mean of CE_l, which the authors'
+            published code comes to and their figures were made with.
+            `"paper"`: weighted by P_l. Its scale has no limit: where a sample
+            leaves at an exit that is sure of it, the others' losses are all
+            laid on that exit, and exits that were good can be lost.
         warm_up_epochs: Epochs of warm-up; `None`: 40 % of those that `fit` is
             asked for, at most 6.
         turn_batches: Batches after which gates and exits change turns; `None`:
@@ -131,7 +135,7 @@ class JEI(Objective):
     def __init__(
         self,
         cost_weight=1.0,
-        weighting="paper",
+        weighting="code",
         warm_up_epochs=None,
         turn_batches=None,
         gate_rate=10.0,

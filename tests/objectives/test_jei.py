@@ -261,7 +261,8 @@ def test_uniform_leaving_has_the_gradient_of_the_plain_mean(digits):
     # Gates of 1/3 each: P = (1/3, 1/3, 1/3).
     third_at = float(np.log(0.5))
     uniform = {"exit_0_gate": third_at, "exit_1_gate": third_at}
-    found = step(one, "jei", data, gates_at=uniform)
+    paper = ee.objectives.get("jei", weighting="paper")
+    found = step(one, paper, data, gates_at=uniform)
     mean = ee.objectives.get("branchynet", weights=[1 / 3] * 3)
     expected = step(other, mean, data)
     moved = 0
@@ -273,7 +274,7 @@ def test_uniform_leaving_has_the_gradient_of_the_plain_mean(digits):
     assert moved >= 8
     # Elsewhere the weighting matters.
     uneven = {"exit_0_gate": 2.0, "exit_1_gate": -2.0}
-    found = step(third, "jei", data, gates_at=uneven)
+    found = step(third, paper, data, gates_at=uneven)
     name = "exit_0/prediction_branch/kernel"
     assert np.abs(found[name] - expected[name]).max() > 1e-3
 
