@@ -45,6 +45,9 @@ class Settings:
 SETTINGS = {
     "digits": Settings("train", ("calibration", "test"), 397, 20, 64),
     "mnist": Settings("train[:20000]", ("train[55000:]", "test"), 1000, 2, 128),
+    "cifar10": Settings(
+        "train[:45000]", ("train[45000:]", "test"), 1000, 8, 128
+    ),
 }
 
 
