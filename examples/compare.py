@@ -87,6 +87,9 @@ def main():
     parser.add_argument(
         "--jei-costs", nargs="*", type=float, default=(0.1, 0.3, 0.6, 1.0)
     )
+    parser.add_argument(
+        "--jei-weighting", choices=("code", "paper"), default="code"
+    )
     parser.add_argument("--budgets", nargs="*", type=float)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=pathlib.Path, default="compare")
@@ -238,9 +241,10 @@ class Run:
         for weight in self.options.jei_costs:
             model = self.trained(
                 "jei",
-                f"jei_{weight}",
+                f"jei_{self.options.jei_weighting}_{weight}",
                 epochs=self.settings.jei_epochs,
                 cost_weight=weight,
+                weighting=self.options.jei_weighting,
             )
             model.policy = "joint_gate"
             test = ee.calibration.observe(model, *self.test)
