@@ -35,8 +35,14 @@ DOCS_EXTRAS := docs
 INSTALL := $(BIN) -m pip install --quiet --disable-pip-version-check \
 	--no-input --editable
 
+# The version whose generated code runs on the oldest protobuf that we allow.
+# It asks for an old protobuf itself, which its compiler does not use.
+GENERATOR := grpcio-tools==1.74.0
+INSTALL_ALONE := $(BIN) -m pip install --quiet --disable-pip-version-check \
+	--no-input --no-deps
+
 .PHONY: help venv demo test test-long test-faults test-fuzz lint format bench \
-	docs clean distclean
+	protos docs clean distclean
 
 help:
 	@echo "make demo        train and run a network with early exits [DATA=mnist]"
@@ -47,6 +53,7 @@ help:
 	@echo "make lint        check style and formatting"
 	@echo "make format      mend style and formatting"
 	@echo "make bench       run the benchmarks [BENCH=benchmarks/name.py]"
+	@echo "make protos      generate the code of protos/split.proto again"
 	@echo "make docs        build the documentation into site/"
 	@echo "make venv        make the virtual environment $(VENV), nothing else"
 	@echo "make clean       remove what the tools wrote"
@@ -80,6 +87,11 @@ bench: $(VENV)/.installed-demo
 		$(BIN) $$file $(ARGS) || exit 1; \
 	done
 
+protos: $(VENV)/.installed-test
+	@echo "==> Generating the code of protos/split.proto"
+	@$(BIN) -m grpc_tools.protoc -I. --python_out=. --pyi_out=. \
+		--grpc_python_out=. protos/split.proto
+
 docs: $(VENV)/.installed-docs
 	@echo "==> Building the documentation into site/"
 	@$(BIN) -m mkdocs build --quiet --strict
@@ -96,6 +108,7 @@ $(VENV)/.installed-test: pyproject.toml $(VENV)/.made
 	@echo "==> Installing keras_earlyexit with everything that the tests" \
 		"need into $(VENV) (about 3 GB, some minutes; once)"
 	@$(INSTALL) '.[$(TEST_EXTRAS)]'
+	@$(INSTALL_ALONE) '$(GENERATOR)'
 	@touch $@ $(VENV)/.installed-demo $(VENV)/.installed-lint
 
 $(VENV)/.installed-lint: pyproject.toml $(VENV)/.made

@@ -5,8 +5,7 @@ thousand parameters, `batch()` random inputs with labels that can be learnt,
 `add_exits()` the model with the exits that suit it. `plain_and_early(name)`
 gives both models, made once for all tests of a run.
 
-On backends other than TensorFlow, where each operation runs by itself, `NAMES`
-is the few models that differ most.
+`LIGHT` are a few models that differ much, for what is slow to test.
 """
 
 import dataclasses
@@ -444,4 +443,4 @@ LIGHT = (
     "multilabel",
     "logits",
 )
-NAMES = tuple(ZOO) if keras.backend.backend() == "tensorflow" else LIGHT
+NAMES = tuple(ZOO)
