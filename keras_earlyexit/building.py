@@ -5,7 +5,14 @@ import warnings
 
 import keras
 
-from keras_earlyexit import blocks, exit_graph, opening, stages, surgery
+from keras_earlyexit import (
+    blocks,
+    call_graph,
+    exit_graph,
+    opening,
+    stages,
+    surgery,
+)
 from keras_earlyexit import cost as cost_module
 from keras_earlyexit import placement as placement_module
 from keras_earlyexit.model import EarlyExitModel
@@ -217,7 +224,7 @@ def _check_graph(model, graph):
             f"{[tensor.name for tensor in outputs]}. Build a model with one: "
             "`keras.Model(model.input, model.outputs[i])`."
         )
-    if surgery.producer(graph, outputs[0]) is None:
+    if call_graph.producer(graph, outputs[0]) is None:
         raise ValueError(
             "Expected a model that computes its output. Received: "
             f"'{model.name}', which hands on its input '{outputs[0].name}'."

@@ -6,13 +6,13 @@ import warnings
 import keras
 
 from keras_earlyexit import (
+    call_graph,
     exit_graph,
     objectives,
     optimizers,
     policies,
     refining,
     regimes,
-    surgery,
 )
 from keras_earlyexit.metrics import ExitMetrics
 
@@ -121,8 +121,8 @@ class ExitCompiling:
         for refiner, (prediction, confidence) in zip(
             exits.refiners[:-1], exits.heads[:-1], strict=True
         ):
-            branch = surgery.producer(exits.graph, confidence).operation
-            if surgery.producer(exits.graph, prediction).operation is branch:
+            branch = call_graph.producer(exits.graph, confidence).operation
+            if call_graph.producer(exits.graph, prediction).operation is branch:
                 branch = getattr(branch, "confidence_branch", None)
             if branch is not None:
                 # What nothing depends on has no gradient.

@@ -22,7 +22,7 @@ import warnings
 
 import keras
 
-from keras_earlyexit import macs, opening, surgery
+from keras_earlyexit import call_graph, macs, opening, surgery
 
 # Public names whose modules stand further up than this one.
 _HOMES = {
@@ -314,7 +314,7 @@ def _call_as_built(layer):
         for shape in shapes.values()
     ]
     outputs = keras.tree.flatten(layer.compute_output_spec(*tensors))
-    return surgery.Call(layer, tuple(tensors), {}, tuple(outputs))
+    return call_graph.Call(layer, tuple(tensors), {}, tuple(outputs))
 
 
 def _row(call, convention, batch_size, seen):

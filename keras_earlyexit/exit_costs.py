@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from keras_earlyexit import cost, opening, surgery
+from keras_earlyexit import call_graph, cost, opening
 
 
 def relative_costs(exits, convention="macs"):
@@ -42,7 +42,7 @@ def relative_costs(exits, convention="macs"):
     for feature, calls, refiner in zip(
         exits.features, exits.blocks, refiners, strict=True
     ):
-        behind = surgery.ancestors(exits.graph, [feature])
+        behind = call_graph.ancestors(exits.graph, [feature])
         if eenets:
             own = _dense_macs(complete[call] for call in calls + refiner)
         else:

@@ -10,7 +10,7 @@ import warnings
 
 import keras
 
-from keras_earlyexit import refining, surgery
+from keras_earlyexit import call_graph, cutting, refining, surgery
 
 FINAL = "final"
 FINAL_CONFIDENCE = f"{FINAL}_confidence"
@@ -21,7 +21,7 @@ class ExitGraph:
     """A network taken apart at its exits.
 
     Args:
-        graph: The network's `surgery.Graph`.
+        graph: The network's `call_graph.CallGraph`.
         names: Names of all exits, `final` last.
         features: The feature of each early exit, a `KerasTensor`.
         layers: Names of the operations that make these features.
@@ -33,7 +33,7 @@ class ExitGraph:
         backbone: The calls that the model's own head depends on, in order.
     """
 
-    graph: surgery.Graph
+    graph: call_graph.CallGraph
     names: tuple
     features: tuple
     layers: tuple
@@ -73,13 +73,13 @@ def read(net):
     names = _exit_names(graph.outputs)
     heads, refiners, memories = _heads(graph, names)
     final = heads[-1][0]
-    behind = surgery.ancestors(graph, [final])
+    behind = call_graph.ancestors(graph, [final])
     backbone = tuple(call for call in graph.calls if call in behind)
-    plain = surgery.Graph(graph.inputs, final, backbone)
-    cuts = {id(cut.tensor): cut for cut in surgery.legal_cuts(plain)}
+    plain = call_graph.CallGraph(graph.inputs, final, backbone)
+    cuts = {id(cut.tensor): cut for cut in cutting.legal_cuts(plain)}
     features, layers, blocks = [], [], []
     for name, head in zip(names[:-1], heads[:-1], strict=True):
-        calls = surgery.ancestors(graph, head) - behind
+        calls = call_graph.ancestors(graph, head) - behind
         made = {id(tensor) for call in calls for tensor in call.outputs}
         read_here = {
             id(tensor): tensor
@@ -146,7 +146,7 @@ def network(exits, refiners=None, at_exit=None, name=None):
 def _rerun(exits, at_exit, confidence):
     """Heads of the network, with its features changed on the way."""
     graph = exits.graph
-    known = surgery.pairs(graph.inputs, graph.inputs)
+    known = call_graph.pairs(graph.inputs, graph.inputs)
     heads = []
     for i, feature in enumerate(exits.features):
         (tensor,) = surgery.rerun(graph, known, [feature])
@@ -191,7 +191,7 @@ def _heads(graph, names):
         confidence = None
         if name != FINAL:
             confidence = graph.outputs[confidence_name(name)]
-        call = surgery.producer(graph, prediction)
+        call = call_graph.producer(graph, prediction)
         refiner = call.operation if call is not None else None
         memory = None
         if isinstance(refiner, refining.Refiner):

@@ -15,7 +15,7 @@ import inspect
 import keras
 from keras import layers
 
-from keras_earlyexit import surgery
+from keras_earlyexit import call_graph, surgery
 
 
 def parts(call):
@@ -71,8 +71,8 @@ def complete(calls):
             # A layer that fails on them keeps its tensors as they are.
             with contextlib.suppress(Exception):
                 outputs = _outputs(call.operation, *args, **kwargs)
-                known |= surgery.pairs(call.outputs, outputs)
-                call = surgery.Call(call.operation, args, kwargs, outputs)
+                known |= call_graph.pairs(call.outputs, outputs)
+                call = call_graph.Call(call.operation, args, kwargs, outputs)
         completed.append(call)
     return tuple(completed)
 

@@ -8,7 +8,7 @@ import difflib
 
 import keras
 
-from keras_earlyexit import surgery
+from keras_earlyexit import call_graph, surgery
 from keras_earlyexit.exit_graph import (
     FINAL,
     FINAL_CONFIDENCE,
@@ -163,7 +163,7 @@ def _inputs(exits, first):
         inputs = keras.tree.map_structure(
             surgery.input_like, exits.graph.inputs
         )
-        return inputs, surgery.pairs(exits.graph.inputs, inputs)
+        return inputs, call_graph.pairs(exits.graph.inputs, inputs)
     crossing = {FEATURE: exits.features[first - 1]}
     if exits.memories[first] is not None:
         crossing[MEMORY] = exits.memories[first]
@@ -171,5 +171,5 @@ def _inputs(exits, first):
         name: surgery.input_like(tensor, name=name)
         for name, tensor in crossing.items()
     }
-    given = surgery.pairs(crossing, inputs)
+    given = call_graph.pairs(crossing, inputs)
     return inputs if len(inputs) > 1 else inputs[FEATURE], given

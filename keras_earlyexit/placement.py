@@ -12,8 +12,8 @@ import numbers
 
 import keras
 
+from keras_earlyexit import call_graph, cutting, opening, surgery
 from keras_earlyexit import cost as cost_module
-from keras_earlyexit import opening, surgery
 
 GOLDEN_RATIO = 1.61803398875
 MERGES = frozenset(
@@ -72,7 +72,7 @@ def candidates(model, cost="macs"):
 
     Args:
         model: A functional or `Sequential` Keras model, or its
-            `surgery.Graph`.
+            `call_graph.CallGraph`.
         cost: Cost convention, `"macs"` or `"eenets"`.
 
     Returns:
@@ -85,14 +85,18 @@ def candidates(model, cost="macs"):
         print(place.name, round(place.fraction, 3), place.is_block_end)
     ```
     """
-    graph = model if isinstance(model, surgery.Graph) else surgery.trace(model)
+    graph = (
+        model
+        if isinstance(model, call_graph.CallGraph)
+        else surgery.trace(model)
+    )
     calls = opening.complete(graph.calls)
     macs = [cost_module.call_cost(call, cost).macs for call in calls]
     weighted = [
         cost_module.call_cost(call).macs > 0 if cost != "macs" else count > 0
         for call, count in zip(calls, macs, strict=True)
     ]
-    cuts = surgery.legal_cuts(graph)
+    cuts = cutting.legal_cuts(graph)
     ends = _block_ends(graph, cuts, weighted)
     total = sum(macs)
     places = []
@@ -117,7 +121,7 @@ def place(graph, exits, placement="pareto", cost="macs"):
     """Chooses the places of the exits.
 
     Args:
-        graph: A `surgery.Graph` with one output.
+        graph: A `call_graph.CallGraph` with one output.
         exits: A count, a list of layer names, or a list of fractions of the
             model's MACs in (0, 1).
         placement: `"pareto"`, `"fine"`, `"linear"`, `"golden"`, `"even"`, or a
@@ -261,7 +265,7 @@ def _by_name(graph, places, name, exits):
             f"'final' already. Received: exits={list(exits)!r}. Choose one of "
             f"the layers in front of it: {_near(name, places)}."
         )
-    alive = surgery.tensors_alive(graph, name)
+    alive = cutting.tensors_alive(graph, name)
     if alive is None:
         raise ValueError(
             f"No layer {name!r} in this model. Received: "

@@ -13,15 +13,13 @@ Reference:
     Training Strategies, arXiv 2407.14320.
 """
 
-import difflib
-
 import keras
 from keras import ops
 
-from keras_earlyexit import exit_graph, surgery
+from keras_earlyexit import call_graph, exit_graph, surgery
+from keras_earlyexit.registry import Registry
 
 BACKBONE = "backbone"
-_REGISTRY = {}
 
 
 class Joint:
@@ -108,9 +106,9 @@ class Mixed(Joint):
         return {"backbone_epochs": self.backbone_epochs}
 
 
+_registry = Registry("regime", Joint)
 for _regime in (Joint, Disjoint, Mixed):
-    keras.saving.register_keras_serializable(package="keras_earlyexit")(_regime)
-    _REGISTRY[_regime.name] = _regime
+    _registry.register(_regime)
 
 
 def get(identifier, **options):
@@ -135,23 +133,7 @@ def get(identifier, **options):
     model.compile("adam", "branchynet", regime=regime)
     ```
     """
-    if isinstance(identifier, Joint):
-        return identifier
-    if isinstance(identifier, dict):
-        return keras.saving.deserialize_keras_object(identifier)
-    if not isinstance(identifier, str):
-        raise TypeError(
-            "Expected a regime's name, a regime or its config. Received: "
-            f"{identifier!r} (of type {type(identifier).__name__})."
-        )
-    if identifier not in _REGISTRY:
-        close = difflib.get_close_matches(identifier, _REGISTRY, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise ValueError(
-            f"Unknown regime {identifier!r}. Expected one of "
-            f"{', '.join(sorted(_REGISTRY))}.{hint}"
-        )
-    return _REGISTRY[identifier](**options)
+    return _registry.get(identifier, **options)
 
 
 def groups_of(model):
@@ -197,13 +179,13 @@ class FrozenBackbone:
         confidence = graph.outputs.get(exit_graph.FINAL_CONFIDENCE)
         kept = [*exits.features, exits.heads[-1][0]]
         if confidence is not None:
-            (call,) = {surgery.producer(graph, confidence)}
+            (call,) = {call_graph.producer(graph, confidence)}
             kept.append(call.inputs[0])
         # An exit may hang on the tensor that the model's own head reads.
         kept = list({id(tensor): tensor for tensor in kept}.values())
         self._backbone = keras.Model(graph.inputs, kept)
         inputs = [surgery.input_like(tensor) for tensor in kept]
-        given = surgery.pairs(kept, inputs)
+        given = call_graph.pairs(kept, inputs)
         outputs = surgery.rerun(graph, given, keras.tree.flatten(graph.outputs))
         self._exits = keras.Model(
             inputs, keras.tree.pack_sequence_as(graph.outputs, outputs)

@@ -5,7 +5,7 @@ import math
 
 import keras
 
-from keras_earlyexit import refining, surgery
+from keras_earlyexit import call_graph, refining, surgery
 from keras_earlyexit.exit_graph import FINAL
 from keras_earlyexit.policies import Score, carry_shape_of
 
@@ -81,7 +81,7 @@ class Stages(collections.abc.Sequence):
         graph = self._exits.graph
         if index == 0:
             inputs = keras.tree.map_structure(surgery.input_like, graph.inputs)
-            return inputs, surgery.pairs(graph.inputs, inputs), None, None
+            return inputs, call_graph.pairs(graph.inputs, inputs), None, None
         feature = self._exits.features[index - 1]
         # A list, because Keras takes a tensor as well as a dict by name for it.
         inputs = [surgery.input_like(feature, name=FEATURE)]

@@ -1,10 +1,8 @@
 """Takes a functional Keras model apart and puts parts of it together again.
 
-A model becomes a `Graph`: its calls of layers and `keras.ops` operations in
-the order in which they run, nested models opened up. Two things are done with
-it: finding the *legal cuts*, the places where exactly one tensor is alive, and
-running a part of the calls again on new tensors, which gives a sub-model that
-shares the weights.
+A model becomes a `CallGraph`: its calls of layers and `keras.ops` operations in
+the order in which they run, nested models opened up. A part of the calls can
+be run again on new tensors, which gives a sub-model that shares the weights.
 
 Why calls and not layers: a layer may be called several times, and an operation
 such as `x + y` is no layer. Everything that is not public in Keras (the nodes
@@ -22,53 +20,7 @@ import warnings
 import keras
 from keras.src.models.functional import Functional
 
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Call:
-    """One call of one operation, with the symbolic tensors it was called on."""
-
-    operation: keras.Operation
-    args: tuple
-    kwargs: dict
-    outputs: tuple
-
-    @property
-    def name(self):
-        return self.operation.name
-
-    @property
-    def inputs(self):
-        """The tensors among the arguments, in order."""
-        return tuple(
-            leaf
-            for leaf in keras.tree.flatten((self.args, self.kwargs))
-            if isinstance(leaf, keras.KerasTensor)
-        )
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Graph:
-    """The calls of a model in an order in which they can run.
-
-    `inputs` and `outputs` keep the structure that the model has (a tensor, a
-    list or a dict). Only calls that the outputs depend on are listed. `opened`
-    is a dict from the name of a nested model to that of the call inside that
-    gives its output.
-    """
-
-    inputs: object
-    outputs: object
-    calls: tuple
-    opened: dict = dataclasses.field(default_factory=dict)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Cut:
-    """A legal cut: behind `calls[index]` only `tensor` is alive."""
-
-    name: str
-    index: int
-    tensor: keras.KerasTensor
+from keras_earlyexit import call_graph
 
 
 def trace(model):
@@ -83,7 +35,7 @@ def trace(model):
         model: A built functional or `Sequential` Keras model.
 
     Returns:
-        A `Graph`.
+        A `CallGraph`.
 
     Raises:
         TypeError: If `model` has no graph of layers to look into.
@@ -112,88 +64,17 @@ def trace(model):
             stacklevel=2,
         )
     inputs = keras.tree.map_structure(input_like, functional.input)
-    tensors = pairs(functional.input, inputs)
+    tensors = call_graph.pairs(functional.input, inputs)
     _run(graph.calls, tensors, closed=closed)
     outputs = keras.tree.map_structure(
         lambda tensor: tensors[id(tensor)], functional.output
     )
     flat = _read(keras.Model(inputs, outputs, name=model.name))
     for call in graph.calls:
-        last = producer(flat, tensors[id(call.outputs[0])])
+        last = call_graph.producer(flat, tensors[id(call.outputs[0])])
         if last is not None and last.operation is not call.operation:
             flat.opened[call.name] = last.name
     return flat
-
-
-def legal_cuts(graph):
-    """Finds the places of a graph where exactly one tensor is alive.
-
-    Alive are the tensors that a later call needs: inputs that are read later
-    and masks that a later layer uses count too. The output itself is no cut.
-
-    Args:
-        graph: A `Graph` with one output.
-
-    Returns:
-        A tuple of `Cut` in the order in which they run.
-    """
-    last_use = {id(tensor): -1 for tensor in keras.tree.flatten(graph.inputs)}
-    for index, call in enumerate(graph.calls):
-        for tensor in (*call.inputs, *_masks_read(call)):
-            last_use[id(tensor)] = index
-    for tensor in keras.tree.flatten(graph.outputs):
-        last_use[id(tensor)] = len(graph.calls)
-    alive = {
-        id(tensor): tensor
-        for tensor in keras.tree.flatten(graph.inputs)
-        if last_use[id(tensor)] >= 0
-    }
-    cuts = []
-    for index, call in enumerate(graph.calls[:-1]):
-        for tensor in (*call.outputs, *_masks_made(call)):
-            alive[id(tensor)] = tensor
-        alive = {
-            key: tensor
-            for key, tensor in alive.items()
-            if last_use.get(key, -1) > index
-        }
-        if len(alive) == 1:
-            (tensor,) = alive.values()
-            cuts.append(Cut(name=call.name, index=index, tensor=tensor))
-    return tuple(cuts)
-
-
-def tensors_alive(graph, name):
-    """Says what is alive behind the last call of an operation, for messages.
-
-    Args:
-        graph: A `Graph`.
-        name: Name of an operation in it.
-
-    Returns:
-        A list of names of the inputs and operations whose tensors are alive,
-        and the mask if one is; `None` if there is no operation of that name.
-    """
-    positions = [i for i, call in enumerate(graph.calls) if call.name == name]
-    if not positions:
-        return None
-    before, after = (
-        graph.calls[: positions[-1] + 1],
-        graph.calls[positions[-1] + 1 :],
-    )
-    read = {
-        id(tensor)
-        for call in after
-        for tensor in (*call.inputs, *_masks_read(call))
-    }
-    read |= {id(tensor) for tensor in keras.tree.flatten(graph.outputs)}
-    made = [(x.name, id(x)) for x in keras.tree.flatten(graph.inputs)]
-    made += [(call.name, id(x)) for call in before for x in call.outputs]
-    masks = {id(x): call.name for call in before for x in _masks_made(call)}
-    alive = [name for name, key in made if key in read and key not in masks]
-    # Most layers hand on a mask of their own: only the last one is of interest.
-    masked = [name for key, name in masks.items() if key in read]
-    return alive + [f"the mask of {name}" for name in masked[-1:]]
 
 
 def rerun(graph, tensors, targets):
@@ -202,7 +83,7 @@ def rerun(graph, tensors, targets):
     The operations are shared, so what comes out shares every weight.
 
     Args:
-        graph: A `Graph`.
+        graph: A `CallGraph`.
         tensors: Dict `id(tensor of graph) -> tensor that stands in for it`;
             calls in front of these are not run.
         targets: The tensors of the graph that are wanted.
@@ -211,7 +92,7 @@ def rerun(graph, tensors, targets):
         The list of tensors that stand in for `targets`.
     """
     tensors = dict(tensors)
-    wanted = ancestors(graph, targets, until=tensors)
+    wanted = call_graph.ancestors(graph, targets, until=tensors)
     _run([call for call in graph.calls if call in wanted], tensors)
     return [tensors[id(target)] for target in targets]
 
@@ -224,10 +105,10 @@ def copy(graph):
     has to be registered, and so has the loss of a compiled model.
 
     Args:
-        graph: A `Graph`.
+        graph: A `CallGraph`.
 
     Returns:
-        A `Graph`.
+        A `CallGraph`.
     """
     copies = {}
     for call in graph.calls:
@@ -235,7 +116,7 @@ def copy(graph):
         if isinstance(layer, keras.Layer) and layer not in copies:
             copies[layer] = type(layer).from_config(layer.get_config())
     inputs = keras.tree.map_structure(input_like, graph.inputs)
-    tensors = pairs(graph.inputs, inputs)
+    tensors = call_graph.pairs(graph.inputs, inputs)
     calls = [
         dataclasses.replace(
             call, operation=copies.get(call.operation, call.operation)
@@ -250,34 +131,6 @@ def copy(graph):
     )
     copied = _read(keras.Model(inputs, outputs))
     return dataclasses.replace(copied, opened=graph.opened)
-
-
-def ancestors(graph, targets, until=()):
-    """The set of calls that some tensors depend on.
-
-    Args:
-        graph: A `Graph`.
-        targets: Tensors of the graph.
-        until: Ids of tensors behind which the search does not go.
-
-    Returns:
-        A set of `Call`.
-    """
-    needed = {id(tensor) for tensor in targets} - set(until)
-    found = set()
-    for call in reversed(graph.calls):
-        if any(id(tensor) in needed for tensor in call.outputs):
-            found.add(call)
-            needed |= {id(tensor) for tensor in call.inputs} - set(until)
-    return found
-
-
-def producer(graph, tensor):
-    """The call that makes a tensor, or `None` for an input."""
-    for call in graph.calls:
-        if any(output is tensor for output in call.outputs):
-            return call
-    return None
 
 
 def reserve_names(graph):
@@ -319,14 +172,21 @@ def replace_layer(owner, name, layer):
     setattr(owner, name, layer)
 
 
-def pairs(old, new):
-    """Dict `id(old tensor) -> new tensor` of two equal structures."""
-    return {
-        id(before): after
-        for before, after in zip(
-            keras.tree.flatten(old), keras.tree.flatten(new), strict=True
-        )
-    }
+def masks_made(call):
+    """The masks that come with what a call gives."""
+    masks = (getattr(tensor, "_keras_mask", None) for tensor in call.outputs)
+    return tuple(mask for mask in masks if mask is not None)
+
+
+def masks_read(call):
+    """Masks of the call's inputs, if its operation looks at masks at all."""
+    masks = [getattr(tensor, "_keras_mask", None) for tensor in call.inputs]
+    masks = [mask for mask in masks if mask is not None]
+    if not masks or not isinstance(call.operation, keras.Layer):
+        return ()
+    reads = any("mask" in name for name in _parameters(call.operation))
+    # A layer that only hands the mask on keeps it alive for those behind it.
+    return tuple(masks) if reads or masks_made(call) else ()
 
 
 def _functional(model):
@@ -361,20 +221,13 @@ def _no_graph(model):
 
 def _read(functional):
     """The graph of a functional model as it stands, nested models closed."""
-    calls = []
-    for depth in sorted(functional._nodes_by_depth, reverse=True):
-        for node in functional._nodes_by_depth[depth]:
-            if node.is_input:
-                continue
-            calls.append(
-                Call(
-                    operation=node.operation,
-                    args=node.arguments.args,
-                    kwargs=node.arguments.kwargs,
-                    outputs=tuple(node.outputs),
-                )
-            )
-    return Graph(
+    calls = [
+        _call(node)
+        for depth in sorted(functional._nodes_by_depth, reverse=True)
+        for node in functional._nodes_by_depth[depth]
+        if not node.is_input
+    ]
+    return call_graph.CallGraph(
         inputs=functional.input, outputs=functional.output, calls=tuple(calls)
     )
 
@@ -474,22 +327,6 @@ def _collect(calls, holder, closed, holders):
             holders[call.name].setdefault(call.operation, holder)
 
 
-def _masks_made(call):
-    masks = (getattr(tensor, "_keras_mask", None) for tensor in call.outputs)
-    return tuple(mask for mask in masks if mask is not None)
-
-
-def _masks_read(call):
-    """Masks of the call's inputs, if its operation looks at masks at all."""
-    masks = [getattr(tensor, "_keras_mask", None) for tensor in call.inputs]
-    masks = [mask for mask in masks if mask is not None]
-    if not masks or not isinstance(call.operation, keras.Layer):
-        return ()
-    reads = any("mask" in name for name in _parameters(call.operation))
-    # A layer that only hands the mask on keeps it alive for those behind it.
-    return tuple(masks) if reads or _masks_made(call) else ()
-
-
 def _parameters(operation):
     return inspect.signature(operation.call).parameters
 
@@ -556,7 +393,7 @@ def call_behind(tensor):
         tensor: A symbolic tensor.
 
     Returns:
-        A `Call`, equal but not identical to the one in a `Graph`, or `None`.
+        A `Call`, equal but not identical to the one in a graph, or `None`.
     """
     node = _node_behind(tensor)
     return None if node is None else _call(node)
@@ -591,7 +428,7 @@ def _node_behind(tensor):
 
 
 def _call(node):
-    return Call(
+    return call_graph.Call(
         operation=node.operation,
         args=node.arguments.args,
         kwargs=node.arguments.kwargs,

@@ -166,7 +166,7 @@ def infer_head(model, graph, task=None):
 
     Args:
         model: The Keras model, for the loss that it may be compiled with.
-        graph: Its `surgery.Graph`.
+        graph: Its `call_graph.CallGraph`.
         task: What the user says it is, or `None`.
 
     Returns:

@@ -10,7 +10,7 @@ import functools
 import keras
 import numpy as np
 
-from keras_earlyexit import cost, surgery
+from keras_earlyexit import call_graph, cost, surgery
 from keras_earlyexit.bundle_runs import Run, thresholds_to
 from keras_earlyexit.engines.graph import FOLD_FROM_ROWS
 from keras_earlyexit.engines.handing_on import handed_on
@@ -159,7 +159,7 @@ def _batch(x, reference, rows):
 def _plain(exits):
     """The model without exits."""
     inputs = keras.tree.map_structure(surgery.input_like, exits.graph.inputs)
-    given = surgery.pairs(exits.graph.inputs, inputs)
+    given = call_graph.pairs(exits.graph.inputs, inputs)
     final = exits.heads[-1][0]
     return keras.Model(inputs, surgery.rerun(exits.graph, given, [final])[0])
 

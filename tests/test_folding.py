@@ -7,7 +7,7 @@ from keras import layers, ops
 from zoo import LIGHT, ZOO, as_numpy, plain_and_early
 
 import keras_earlyexit as ee
-from keras_earlyexit import exit_graph, surgery
+from keras_earlyexit import call_graph, exit_graph, surgery
 from keras_earlyexit.folding import Folded, fold
 
 pytestmark = pytest.mark.backends
@@ -29,7 +29,7 @@ def folded_network(model):
     names = list(exits.graph.outputs)
     found = surgery.rerun(
         exits.graph,
-        surgery.pairs(exits.graph.inputs, inputs),
+        call_graph.pairs(exits.graph.inputs, inputs),
         [exits.graph.outputs[name] for name in names],
     )
     return keras.Model(inputs, dict(zip(names, found, strict=True)))

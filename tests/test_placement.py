@@ -11,7 +11,7 @@ from keras import layers
 from zoo import NAMES, ZOO, plain_and_early
 
 import keras_earlyexit as ee
-from keras_earlyexit import placement, surgery
+from keras_earlyexit import cutting, placement, surgery
 
 EENETS = json.loads(
     (pathlib.Path(__file__).parent / "data" / "eenets.json").read_text("utf-8")
@@ -128,7 +128,7 @@ def test_convention_decides_where_a_rule_puts_exits(resnet_20):
 def test_candidates_are_the_legal_cuts_with_the_macs_up_to_them(name):
     graph = surgery.trace(plain_and_early(name)[0])
     places = placement.candidates(graph)
-    cuts = surgery.legal_cuts(graph)
+    cuts = cutting.legal_cuts(graph)
     assert [p.index for p in places] == [cut.index for cut in cuts]
     total = ee.cost.count(keras.Model(graph.inputs, graph.outputs)).macs
     for place in places:

@@ -244,7 +244,7 @@ def test_unknown_names_and_kinds():
         ee.policies.get("learnt")
     with pytest.raises(TypeError, match="Received: 3"):
         ee.policies.get(3)
-    with pytest.raises(ValueError, match="only with a policy's name"):
+    with pytest.raises(ValueError, match="only with the name of a policy"):
         ee.policies.get(ee.policies.get("learned"), threshold=0.1)
 
 

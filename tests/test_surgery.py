@@ -11,7 +11,7 @@ from keras import layers, ops
 from zoo import NAMES, ZOO, as_numpy, plain_and_early
 
 import keras_earlyexit as ee
-from keras_earlyexit import surgery
+from keras_earlyexit import call_graph, cutting, surgery
 
 # Masks go from layer to layer beside the graph.
 WITHOUT_MASKS = [name for name in NAMES if "masked" not in name]
@@ -55,7 +55,7 @@ def classifier(inputs, x):
 def test_every_legal_cut_leaves_a_tail_that_computes_the_same(name):
     _, graph = taken_apart(name)
     x, _ = ZOO[name].batch(4)
-    cuts = surgery.legal_cuts(graph)
+    cuts = cutting.legal_cuts(graph)
     cuts = dict.fromkeys([*cuts[:: max(len(cuts) // 4, 1)], *cuts[-1:]])
     features = keras.Model(graph.inputs, [cut.tensor for cut in cuts])(x)
     expected = as_numpy(model_of(graph)(x))
@@ -73,7 +73,7 @@ def test_legal_cuts_are_all_that_part_the_output_from_the_inputs(name):
     inputs = {id(tensor) for tensor in keras.tree.flatten(graph.inputs)}
     expected = []
     for index, call in enumerate(graph.calls[:-1]):
-        tail = surgery.ancestors(
+        tail = call_graph.ancestors(
             graph,
             keras.tree.flatten(graph.outputs),
             until=[id(tensor) for tensor in call.outputs],
@@ -83,7 +83,7 @@ def test_legal_cuts_are_all_that_part_the_output_from_the_inputs(name):
             expected.append((index, call.name, id(call.outputs[0])))
     assert expected == [
         (cut.index, cut.name, id(cut.tensor))
-        for cut in surgery.legal_cuts(graph)
+        for cut in cutting.legal_cuts(graph)
     ]
 
 
@@ -182,12 +182,12 @@ def test_mask_of_a_tensor_is_seen():
     x = layers.Dense(4, name="dense")(x)
     graph = surgery.trace(keras.Model(tokens, layers.Dense(2)(x)))
     by_name = {call.name: call for call in graph.calls}
-    assert len(surgery._masks_made(by_name["embedding"])) == 1
-    assert len(surgery._masks_read(by_name["lstm_1"])) == 1
-    assert not surgery._masks_read(by_name["dense"])
-    names = [cut.name for cut in surgery.legal_cuts(graph)]
+    assert len(surgery.masks_made(by_name["embedding"])) == 1
+    assert len(surgery.masks_read(by_name["lstm_1"])) == 1
+    assert not surgery.masks_read(by_name["dense"])
+    names = [cut.name for cut in cutting.legal_cuts(graph)]
     assert names == ["lstm_1", "dense"]
-    assert surgery.tensors_alive(graph, "lstm_0") == [
+    assert cutting.tensors_alive(graph, "lstm_0") == [
         "lstm_0",
         "the mask of lstm_0",
     ]
@@ -295,7 +295,7 @@ def test_nested_models_are_opened_up_to_the_innermost():
     names = [call.name for call in graph.calls]
     assert "base" not in names
     assert names.count("unit_conv") == 6
-    cuts = [cut.name for cut in surgery.legal_cuts(graph)]
+    cuts = [cut.name for cut in cutting.legal_cuts(graph)]
     assert cuts.count("unit_add") == 3
     assert "unit_bn" not in cuts
 
@@ -383,24 +383,24 @@ def test_nested_model_with_a_call_of_its_own_stays_one_call():
 
 def test_second_input_is_alive_until_it_is_read():
     graph = surgery.trace(ZOO["two_inputs_late"].build())
-    names = [cut.name for cut in surgery.legal_cuts(graph)]
+    names = [cut.name for cut in cutting.legal_cuts(graph)]
     assert names == ["join", "late_dense"]
-    assert surgery.tensors_alive(graph, "conv_1") == ["numbers", "conv_1"]
-    assert surgery.tensors_alive(graph, "no_such_layer") is None
+    assert cutting.tensors_alive(graph, "conv_1") == ["numbers", "conv_1"]
+    assert cutting.tensors_alive(graph, "no_such_layer") is None
 
 
 def test_ancestors_and_producer_follow_the_calls():
     graph = surgery.trace(ZOO["residual_cnn"].build())
     by_name = {call.name: call for call in graph.calls}
     (tensor,) = by_name["block0_add"].outputs
-    found = surgery.ancestors(graph, [tensor])
+    found = call_graph.ancestors(graph, [tensor])
     assert by_name["stem"] in found and by_name["block0_bn2"] in found
     assert by_name["block0_out"] not in found
     (stem,) = by_name["stem_relu"].outputs
-    found = surgery.ancestors(graph, [tensor], until=[id(stem)])
+    found = call_graph.ancestors(graph, [tensor], until=[id(stem)])
     assert by_name["stem"] not in found and by_name["block0_bn2"] in found
-    assert surgery.producer(graph, tensor) is by_name["block0_add"]
-    assert surgery.producer(graph, graph.inputs) is None
+    assert call_graph.producer(graph, tensor) is by_name["block0_add"]
+    assert call_graph.producer(graph, graph.inputs) is None
 
 
 def test_an_operation_with_two_outputs_is_a_cut_where_one_of_them_is_read():
@@ -409,7 +409,7 @@ def test_an_operation_with_two_outputs_is_a_cut_where_one_of_them_is_read():
         x = layers.Dense(4, name="first")(inputs)
         outputs = layers.Dense(2, name="last")(build(*ops.split(x, 2, axis=1)))
         graph = surgery.trace(keras.Model(inputs, outputs))
-        return [cut.name for cut in surgery.legal_cuts(graph)]
+        return [cut.name for cut in cutting.legal_cuts(graph)]
 
     assert len(names_of_cuts(lambda one, other: one)) == 2
     both = names_of_cuts(lambda one, other: ops.maximum(one, other))

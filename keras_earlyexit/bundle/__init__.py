@@ -5,7 +5,7 @@ NumPy and what runs its stages, neither Keras nor TensorFlow for the formats
 `litert` and `onnx`. `ee.export` writes bundles.
 """
 
-import importlib
+from keras_earlyexit import _lazy
 
 _HOMES = {
     "Bundle": "answering",
@@ -16,17 +16,4 @@ _HOMES = {
     "load_bundle": "reading",
 }
 
-__all__ = sorted(_HOMES)
-
-
-def __getattr__(name):
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = importlib.import_module(f"{__name__}.{_HOMES[name]}")
-    value = getattr(module, name)
-    globals()[name] = value
-    return value
-
-
-def __dir__():
-    return __all__
+__getattr__, __dir__, __all__ = _lazy.attach(__name__, _HOMES)

@@ -5,7 +5,7 @@ functions that need it, and loaded lazily: importing this package loads none
 of its modules.
 """
 
-import importlib
+from keras_earlyexit import _lazy
 
 _HOMES = {
     "BudgetReport": "reports",
@@ -43,17 +43,4 @@ _HOMES = {
     "wsr_upper_bound": "bounds",
 }
 
-__all__ = sorted(_HOMES)
-
-
-def __getattr__(name):
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = importlib.import_module(f"{__name__}.{_HOMES[name]}")
-    value = getattr(module, name)
-    globals()[name] = value
-    return value
-
-
-def __dir__():
-    return __all__
+__getattr__, __dir__, __all__ = _lazy.attach(__name__, _HOMES)

@@ -121,7 +121,7 @@ def _call_by_call(stage, tensors):
 
 
 def trace(stage):
-    """The `surgery.Graph` of a stage."""
+    """The `call_graph.CallGraph` of a stage."""
     with warnings.catch_warnings():
         # That a nested model stays closed is said where exits are added.
         warnings.filterwarnings("ignore", message="Nested models")

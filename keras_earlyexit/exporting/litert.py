@@ -3,7 +3,7 @@
 import re
 import warnings
 
-from keras_earlyexit import surgery
+from keras_earlyexit import call_graph, surgery
 from keras_earlyexit.exporting.functions import (
     HALF,
     as_function,
@@ -100,7 +100,7 @@ def _what_is_refused(tf, stage):
         ]
 
         def alone(*tensors, call=call):
-            given = surgery.pairs(call.inputs, tensors)
+            given = call_graph.pairs(call.inputs, tensors)
             found = surgery.rerun(graph, given, call.outputs)
             return {f"output_{i}": tensor for i, tensor in enumerate(found)}
 

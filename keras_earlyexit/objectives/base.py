@@ -1,14 +1,10 @@
 """What every training objective has: options, a call, and where it is found."""
 
-import difflib
-
 import keras
 from keras import ops
 
 from keras_earlyexit.objectives.terms import terms_for
-
-PACKAGE = "keras_earlyexit"
-_REGISTRY = {}
+from keras_earlyexit.registry import Registry
 
 
 class Objective:
@@ -296,10 +292,8 @@ def mean(values, weight):
     return ops.mean(values if weight is None else values * weight)
 
 
-def register(cls):
-    """Makes an objective known to `get` and to Keras' saving."""
-    _REGISTRY[cls.name] = cls
-    return keras.saving.register_keras_serializable(package=PACKAGE)(cls)
+_registry = Registry("objective", Objective)
+register = _registry.register
 
 
 def get(identifier, **options):
@@ -325,25 +319,4 @@ def get(identifier, **options):
     objective = ee.objectives.get("eenet_v1", cost_weight=0.7)
     ```
     """
-    if isinstance(identifier, Objective):
-        if options:
-            raise ValueError(
-                "Expected options only with an objective's name. Received: "
-                f"{identifier!r} and {options!r}."
-            )
-        return identifier
-    if isinstance(identifier, dict):
-        return keras.saving.deserialize_keras_object(identifier)
-    if not isinstance(identifier, str):
-        raise TypeError(
-            "Expected an objective's name, an Objective or its config. "
-            f"Received: {identifier!r} (of type {type(identifier).__name__})."
-        )
-    if identifier not in _REGISTRY:
-        close = difflib.get_close_matches(identifier, _REGISTRY, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise ValueError(
-            f"Unknown objective {identifier!r}. Expected one of "
-            f"{', '.join(sorted(_REGISTRY))}.{hint}"
-        )
-    return _REGISTRY[identifier](**options)
+    return _registry.get(identifier, **options)

@@ -1,12 +1,8 @@
 """What every policy has: thresholds, a score, and where it is found."""
 
-import difflib
-
-import keras
 import numpy as np
 
-PACKAGE = "keras_earlyexit"
-_REGISTRY = {}
+from keras_earlyexit.registry import Registry
 
 
 class Policy:
@@ -137,10 +133,8 @@ class Policy:
         return f"{type(self).__name__}({options})"
 
 
-def register(cls):
-    """Makes a policy known to `get` and to Keras' saving."""
-    _REGISTRY[cls.name] = cls
-    return keras.saving.register_keras_serializable(package=PACKAGE)(cls)
+_registry = Registry("policy", Policy)
+register = _registry.register
 
 
 def score_of(policy, head, prediction, confidence, carry, exit_index):
@@ -187,25 +181,4 @@ def get(identifier, **options):
     policy = ee.policies.get("max_probability", threshold=0.8)
     ```
     """
-    if isinstance(identifier, Policy):
-        if options:
-            raise ValueError(
-                "Expected options only with a policy's name. Received: "
-                f"{identifier!r} and {options!r}."
-            )
-        return identifier
-    if isinstance(identifier, dict):
-        return keras.saving.deserialize_keras_object(identifier)
-    if not isinstance(identifier, str):
-        raise TypeError(
-            f"Expected a policy's name, a Policy or its config. Received: "
-            f"{identifier!r} (of type {type(identifier).__name__})."
-        )
-    if identifier not in _REGISTRY:
-        close = difflib.get_close_matches(identifier, _REGISTRY, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise ValueError(
-            f"Unknown policy {identifier!r}. Expected one of "
-            f"{', '.join(sorted(_REGISTRY))}.{hint}"
-        )
-    return _REGISTRY[identifier](**options)
+    return _registry.get(identifier, **options)

@@ -2,7 +2,8 @@
 
 import keras
 
-from keras_earlyexit.policies.base import PACKAGE, score_of
+from keras_earlyexit.policies.base import score_of
+from keras_earlyexit.registry import PACKAGE
 from keras_earlyexit.tasks import Head
 
 

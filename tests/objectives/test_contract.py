@@ -6,14 +6,14 @@ import pytest
 from keras import layers, ops
 
 import keras_earlyexit as ee
-from keras_earlyexit.objectives.base import _REGISTRY
+from keras_earlyexit.objectives.base import _registry
 from keras_earlyexit.refining import same
 
 pytestmark = pytest.mark.backends
 
 # What is run once or twice is not worth compiling, but on JAX.
 EAGER = keras.backend.backend() != "jax"
-NAMES = sorted(_REGISTRY)
+NAMES = _registry.names
 BATCH, CLASSES, EXITS = 8, 10, 2
 COSTS = [0.3, 1.0]
 PARTS = ("prediction_loss", "cost_loss", "confidence_loss")
