@@ -74,7 +74,11 @@ def segment_bounds(model, cuts):
         TypeError, ValueError: As `partition`.
     """
     check_has_exits(model)
-    names = model.exit_names
+    return bounds(model.exit_names, cuts)
+
+
+def bounds(names, cuts):
+    """As `segment_bounds`, from the names of all exits, `final` last."""
     ends = [_exit_index(name, names, cuts) for name in _as_names(cuts)]
     if len(set(ends)) < len(ends) or ends != sorted(ends):
         right = [names[end] for end in sorted(set(ends))]
