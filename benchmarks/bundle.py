@@ -19,12 +19,13 @@ import importlib.util
 import json
 import os
 import pathlib
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+
+from _shared import write_report
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
@@ -58,15 +59,7 @@ def main():
             for value in row.values()
         )
         print("  ".join(f"{cell:>16}" for cell in cells))
-    report = {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "python": platform.python_version(),
-        "runs": options.runs,
-        "starts": options.starts,
-        "rows": rows,
-    }
-    if options.output:
-        options.output.write_text(json.dumps(report, indent=2) + "\n")
+    write_report(options.output, rows, runs=options.runs, starts=options.starts)
 
 
 def write(folder):

@@ -10,10 +10,8 @@ less from other work on the machine.
 """
 
 import argparse
-import json
 import os
 import pathlib
-import platform
 import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -21,6 +19,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 import numpy as np
 import tensorflow as tf
+from _shared import write_report
 
 import keras_earlyexit as ee
 from keras_earlyexit.calibration import Fingerprints, fingerprints_of, observe
@@ -71,19 +70,14 @@ def main():
         print(f"{found['what']:>12} {found['seconds']:>8.3f} {shown}")
     network = float(model.relative_costs[-1])
     print(f"multiply-adds of the network with exits: {network:.3f}")
-    if options.output:
-        report = {
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-            "python": platform.python_version(),
-            "keras": keras.version(),
-            "tensorflow": tf.__version__,
-            "data": options.data,
-            "samples": len(x),
-            "runs": options.runs,
-            "relative_cost_of_final": network,
-            "rows": rows,
-        }
-        options.output.write_text(json.dumps(report, indent=2) + "\n")
+    write_report(
+        options.output,
+        rows,
+        data=options.data,
+        samples=len(x),
+        runs=options.runs,
+        relative_cost_of_final=network,
+    )
 
 
 def choose(model, seen):

@@ -7,20 +7,18 @@ Every figure is a ratio or a time from one run, the compared parts in turn:
 """
 
 import argparse
-import json
 import os
 import pathlib
-import platform
 import statistics
 import subprocess
 import sys
-import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
 import tensorflow as tf
+from _shared import clock, in_turn, ratio, write_report
 
 import keras_earlyexit as ee
 
@@ -45,16 +43,7 @@ def main():
         figures = {k: v for k, v in row.items() if k not in ("what", "bar")}
         shown = ", ".join(f"{k} {v:.4g}" for k, v in figures.items())
         print(f"{row['what']}: {shown} (bar: {row['bar']})")
-    report = {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "python": platform.python_version(),
-        "keras": keras.version(),
-        "tensorflow": tf.__version__,
-        "runs": options.runs,
-        "rows": rows,
-    }
-    if options.output:
-        options.output.write_text(json.dumps(report, indent=2) + "\n")
+    write_report(options.output, rows, runs=options.runs)
 
 
 def networks():
@@ -63,22 +52,15 @@ def networks():
     return plain, ee.add_exits(plain, 2, copy=True)
 
 
-def in_turn(first, second, runs):
+def pairs(first, second, runs):
     """Medians of both, and the median of their ratios pair by pair."""
-    first(), second()
-    times = [(clock(first), clock(second)) for _ in range(runs)]
-    ratios = [one / other for one, other in times]
+    found = in_turn({"first": first, "second": second}, runs)
+    one, other = found["first"], found["second"]
     return (
-        statistics.median(one for one, _ in times),
-        statistics.median(other for _, other in times),
-        statistics.median(ratios),
+        statistics.median(one),
+        statistics.median(other),
+        ratio(one, other),
     )
-
-
-def clock(function):
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
 
 
 def training_step(runs, batch=128, steps=4):
@@ -95,7 +77,7 @@ def training_step(runs, batch=128, steps=4):
         lambda net=net: net.fit(x, y, batch_size=batch, verbose=0)
         for net in (plain, model)
     ]
-    with_out, with_exits, ratio = in_turn(*pair, max(runs // 3, 3))
+    with_out, with_exits, ratio = pairs(*pair, max(runs // 3, 3))
     return {
         "what": "training, ResNet-20 with three exits, batch 128",
         "plain_images_per_second": len(x) / with_out,
@@ -113,7 +95,7 @@ def nobody_leaves(runs, sizes=(1, 32, 256)):
     generator = np.random.default_rng(0)
     for size in sizes:
         x = generator.normal(size=(size, 32, 32, 3)).astype("float32")
-        routed, without, ratio = in_turn(
+        routed, without, ratio = pairs(
             lambda x=x: model.predict_exits(x, batch_size=len(x)),
             lambda x=x: forward(x).numpy(),
             runs if size > 1 else 10 * runs,
@@ -134,7 +116,7 @@ def trained(path, data, runs):
     x, y = ee.datasets.load(data, "test")
     x = ee.datasets.normalize(data, x)[:4096]
     parts = [x[i : i + 256] for i in range(0, len(x), 256)]
-    routed, without, ratio = in_turn(
+    routed, without, ratio = pairs(
         lambda: [model.predict_exits(part) for part in parts],
         lambda: [forward(part).numpy() for part in parts],
         max(runs // 3, 3),

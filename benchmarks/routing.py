@@ -11,20 +11,19 @@ all exits' answers and no routing.
 """
 
 import argparse
-import json
 import os
 import pathlib
-import platform
 import statistics
-import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
 import tensorflow as tf
+from _shared import in_turn, ratio, write_report
 
 import keras_earlyexit as ee
+from keras_earlyexit.engines.fusing import fuse
 from keras_earlyexit.engines.graph import FOLD_FROM_ROWS
 from keras_earlyexit.folding import fold
 from keras_earlyexit.stages import Stages
@@ -50,16 +49,7 @@ def main():
             rows.append(row)
             shown = ", ".join(f"{k} {v:.4g}" for k, v in row.items())
             print(shown, flush=True)
-    report = {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "python": platform.python_version(),
-        "keras": keras.version(),
-        "tensorflow": tf.__version__,
-        "runs": options.runs,
-        "rows": rows,
-    }
-    if options.output:
-        options.output.write_text(json.dumps(report, indent=2) + "\n")
+    write_report(options.output, rows, runs=options.runs)
 
 
 class Bench:
@@ -77,12 +67,15 @@ class Bench:
             model.net.input, {name: model.net.output[name] for name in names}
         )
         self.heads = compiled(heads)
-        folded = Stages(
-            fold(model.exit_graph), model.policy, model.head, "folded"
-        )
+        # As the router runs them: for few rows, and for many.
         self.stages = [
-            [compiled(stage) for stage in stages]
-            for stages in (model.stages, folded)
+            [
+                compiled(stage)
+                for stage in Stages(
+                    change(model.exit_graph), model.policy, model.head, "stages"
+                )
+            ]
+            for change in (fuse, fold)
         ]
 
     def measure(self, size, share, runs):
@@ -181,25 +174,6 @@ def fetch(outputs):
 def wait(outputs):
     """Waits until a stage is done, without copying its feature."""
     outputs["prediction"].numpy()
-
-
-def in_turn(parts, runs):
-    """Seconds of each part, all parts once in every run."""
-    for function in parts.values():
-        function()
-    found = {name: [] for name in parts}
-    for _ in range(runs):
-        for name, function in parts.items():
-            start = time.perf_counter()
-            function()
-            found[name].append(time.perf_counter() - start)
-    return found
-
-
-def ratio(one, other):
-    """Median of the ratios, run by run."""
-    pairs = zip(one, other, strict=True)
-    return statistics.median(a / b for a, b in pairs)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
 """The whole route as one compiled graph: TensorFlow.
 
-Three graphs: for one row, for a few, and for many, where batch normalisation is
-folded away. Each takes any batch size of its kind, and each is compiled when it
-is first needed.
+Three graphs: for one row and for a few, where batch normalisation is one
+operation, and for many, where it is folded away. Each takes any batch size of
+its kind, and is compiled when it is first needed.
 """
 
 import threading
 
 import keras
 
+from keras_earlyexit.engines.fusing import fuse
 from keras_earlyexit.engines.handing_on import handed_on
 from keras_earlyexit.folding import fold
 from keras_earlyexit.inputs import num_rows
@@ -27,10 +28,14 @@ class GraphEngine:
 
         self._tf = tf
         self._stages = model.stages
-        folded = fold(model.exit_graph)
-        folded = Stages(folded, model.policy, model.head, model.name)
-        self._one = _Lazily(lambda: self._compile(model.stages, 1))
-        self._few = _Lazily(lambda: self._compile(model.stages))
+        fused, folded = (
+            Stages(
+                change(model.exit_graph), model.policy, model.head, model.name
+            )
+            for change in (fuse, fold)
+        )
+        self._one = _Lazily(lambda: self._compile(fused, 1))
+        self._few = _Lazily(lambda: self._compile(fused))
         self._many = _Lazily(lambda: self._compile(folded))
         self._dtype = self._stages[0].output["prediction"].dtype
         self._thresholds = None, None
