@@ -110,7 +110,10 @@ def answers(path):
     """This library's answers to one image, by case."""
     model = network()
     ee.export(model, path)
-    bundle, router = ee.load_bundle(path), model.router
+    one = ee.load_bundle(path)
+    # As many threads as PyTorch and TensorFlow take.
+    all_cores = ee.load_bundle(path, num_threads=os.cpu_count())
+    router = model.router
     x = np.random.default_rng(0).normal(size=(1, 32, 32, 3)).astype("float32")
     router.warm_up((1,))
     cases = {}
@@ -118,9 +121,12 @@ def answers(path):
         cases[f"model_{part}"] = lambda thresholds=thresholds: (
             router.predict_exits(x, thresholds=thresholds)
         )
-        cases[f"litert_{part}"] = lambda thresholds=thresholds: bundle.route(
-            x, thresholds
-        )
+        for name, bundle in (("litert", one), ("litert_all_cores", all_cores)):
+            cases[f"{name}_{part}"] = (
+                lambda bundle=bundle, thresholds=thresholds: bundle.route(
+                    x, thresholds
+                )
+            )
     return cases
 
 

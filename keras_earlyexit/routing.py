@@ -40,7 +40,9 @@ class Router:
 
         Args:
             batch_sizes: Batch sizes, in samples. On JAX the smaller batches
-                that are left behind each exit are compiled for, too.
+                that are left behind each exit are compiled for, too; and if
+                there have been answers, some sizes that fit the numbers of
+                samples that have gone on.
 
         Raises:
             ValueError: If a batch size is below 1.

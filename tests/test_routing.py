@@ -10,8 +10,8 @@ from counting import CountRows, counted
 from keras import layers, ops
 
 import keras_earlyexit as ee
+from keras_earlyexit.engines.buckets import bucket
 from keras_earlyexit.engines.graph import GraphEngine
-from keras_earlyexit.engines.loop import bucket
 
 pytestmark = [
     pytest.mark.backends,
@@ -365,3 +365,20 @@ def test_wrong_inputs(model, x, message):
 def test_input_that_has_no_samples(model):
     with pytest.raises(TypeError, match="Received: int"):
         model.predict(3)
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="only JAX compiles per bucket")
+def test_warming_up_again_fits_the_traffic(data):
+    model = ee.add_exits(counting_model(), ["dense_0", "dense_1"])
+    router = ee.Router(model)
+    scores = ee.calibration.observe(model, data[0][:64], verbose=0).scores
+    thresholds = (float(np.sort(scores[:, 0])[-14]), np.inf)
+    expected = router.predict_exits(data[0][:64], thresholds=thresholds)
+    staying = int((expected.exit_index > 0).sum())
+    assert bucket(staying) > staying
+    router.warm_up((64,))
+    assert router._engine._buckets(staying) == staying
+    before = [step._cache_size() for step in router._engine._compiled]
+    again = router.predict_exits(data[0][:64], thresholds=thresholds)
+    assert before == [step._cache_size() for step in router._engine._compiled]
+    np.testing.assert_array_equal(again.exit_index, expected.exit_index)

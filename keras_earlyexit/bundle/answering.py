@@ -113,6 +113,49 @@ class Bundle:
             )
         return np.broadcast_to(values, (count,)).astype("float32")
 
+    def from_stage(self, index):
+        """The same bundle, entered at a later stage.
+
+        Args:
+            index: One of this bundle's stages, counted over the whole model.
+
+        Returns:
+            A `Bundle` that starts there and takes what the stage before hands
+            on. It shares the stages, and has thresholds of its own, which
+            start as they are here.
+
+        Raises:
+            ValueError: If the bundle does not have that stage.
+
+        Example:
+
+        ```python
+        here = edge.route(x)
+        there = whole.from_stage(1).predict_exits(here.feature)
+        ```
+        """
+        end = self._first + len(self._stages)
+        if type(index) is not int or not self._first <= index < end:
+            raise ValueError(
+                f"Expected `index` to be a stage of this bundle, from "
+                f"{self._first} to {end - 1}. Received: index={index!r} (of "
+                f"type {type(index).__name__})."
+            )
+        skipped = index - self._first
+        if not skipped:
+            structure = self._manifest.input_structure
+        else:
+            several = len(self._manifest.stages[skipped].inputs) > 1
+            structure = "dict" if several else "tensor"
+        manifest = dataclasses.replace(
+            self._manifest,
+            stages=self._manifest.stages[skipped:],
+            input_structure=structure,
+        )
+        later = Bundle(manifest, self._stages[skipped:], self._sha256)
+        later.thresholds = self._thresholds
+        return later
+
     def predict_exits(self, x, batch_size=None):
         """Answers every sample at the exit that it leaves at.
 

@@ -59,6 +59,7 @@ def main(arguments=None):
 
 def _app():
     # Not at the top: they import typer.
+    from keras_earlyexit.cli.certs import certs
     from keras_earlyexit.cli.doctor import doctor
     from keras_earlyexit.cli.info import info
 
@@ -89,7 +90,7 @@ def _app():
     ):
         pass
 
-    for command in (info, doctor):
+    for command in (info, doctor, certs):
         app.command(epilog=EXIT_CODES)(command)
     return app
 

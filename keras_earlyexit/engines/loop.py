@@ -7,6 +7,7 @@ that nothing is compiled endlessly; torch runs them as they are.
 import keras
 import numpy as np
 
+from keras_earlyexit.engines.buckets import Buckets, bucket
 from keras_earlyexit.engines.handing_on import handed_on
 from keras_earlyexit.inputs import num_rows
 from keras_earlyexit.stages import FEATURE
@@ -89,13 +90,16 @@ class JaxEngine(LoopEngine):
 
         super().__init__(model)
         self._compiled = [jax.jit(_stateless(stage)) for stage in self._stages]
+        self._buckets = Buckets()
 
     def sizes(self, batch_sizes):
-        return {bucket(rows + 1) for rows in range(max(batch_sizes))}
+        self._buckets.choose()
+        grid = {bucket(rows + 1) for rows in range(max(batch_sizes))}
+        return grid.union(self._buckets.own)
 
     def _prepare(self, batch):
         rows = num_rows(batch)
-        padding = bucket(rows) - rows
+        padding = self._buckets(rows) - rows
         return keras.tree.map_structure(
             lambda array: (
                 np.concatenate([array, array[:1].repeat(padding, 0)])
@@ -114,7 +118,8 @@ class JaxEngine(LoopEngine):
         )
 
     def _keep(self, outputs, rows, total):
-        size = bucket(len(rows))
+        self._buckets.note(len(rows))
+        size = self._buckets(len(rows))
         if len(rows) == total and size == len(outputs[FEATURE]):
             return handed_on(outputs, lambda tensor: tensor)
         padded = np.zeros(size, "int32")
@@ -132,12 +137,3 @@ def _stateless(stage):
         return outputs
 
     return run
-
-
-def bucket(rows):
-    """The smallest bucket for some rows: 2^k or 3 * 2^k."""
-    size = 1
-    while size < rows:
-        size *= 2
-    smaller = size // 4 * 3
-    return smaller if smaller >= rows else size
