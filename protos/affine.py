@@ -1,0 +1,79 @@
+"""Floats in 8 bits: value = offset + scale * stored."""
+
+import numpy as np
+
+_MAX = float(np.finfo(np.float32).max)
+_TINY = float(np.finfo(np.float32).tiny)
+# Below it, nothing that is computed in float32 can overflow.
+_SAFE = _MAX / 4
+# Scale and offset are rounded, so the end of the range may be a bit outside.
+_ROUNDED_MAX = _MAX * (1 + 1e-6)
+
+
+def quantize(array, dtype, per_channel, rng=None):
+    """Stores an array in 8 bits over the range of its values.
+
+    Args:
+        array: float32, finite and not empty, of any rank.
+        dtype: `"uint8"` or `"int8"`.
+        per_channel: Whether every entry of the last axis has a range of its
+            own. Where that would be larger than the numbers themselves, the
+            tensor has one range.
+        rng: NumPy `Generator` for stochastic rounding, whose mean over many
+            calls is the value itself; rounds half to even if `None`.
+
+    Returns:
+        The stored array, and float32 arrays of scales and of offsets, one
+        or one for each entry of the last axis.
+    """
+    limits = np.iinfo(dtype)
+    axes = None
+    if per_channel and array.ndim > 1 and 8 * array.shape[-1] <= array.size:
+        axes = tuple(range(array.ndim - 1))
+    low = np.atleast_1d(array.min(axis=axes)).astype(np.float64)
+    high = np.atleast_1d(array.max(axis=axes)).astype(np.float64)
+    scale = ((high - low) / (limits.max - limits.min)).astype(np.float32)
+    is_flat = scale < _TINY
+    scale[is_flat] = 1
+    offset = np.where(is_flat, low, low - scale * np.float64(limits.min))
+    offset = offset.astype(np.float32)
+    is_wide = max(-low.min(), high.max()) > _SAFE
+    work = np.subtract(array, offset, dtype=np.float64 if is_wide else None)
+    work /= scale
+    if rng is None:
+        np.rint(work, out=work)
+    else:
+        work += rng.random(work.shape, work.dtype)
+        np.floor(work, out=work)
+    np.clip(work, limits.min, limits.max, out=work)
+    return work.astype(dtype), scale, offset
+
+
+def dequantize(stored, scale, offset):
+    """The values that `quantize` stored.
+
+    Args:
+        stored: uint8 or int8 array.
+        scale: float32 array of shape (1,) or (size of the last axis,).
+        offset: The same.
+
+    Returns:
+        A float32 array, or `None` where scale and offset cannot be right:
+        not finite, not positive, or a range that float32 does not have.
+    """
+    if not (np.isfinite(scale).all() and np.isfinite(offset).all()):
+        return None
+    if not (scale > 0).all():
+        return None
+    limits = np.iinfo(stored.dtype)
+    ends = offset + np.float64([[limits.min], [limits.max]]) * scale
+    peak = np.abs(ends).max()
+    if peak > _ROUNDED_MAX:
+        return None
+    if peak > _SAFE:
+        values = offset + scale.astype(np.float64) * stored
+        return np.clip(values, -_MAX, _MAX).astype(np.float32)
+    values = stored.astype(np.float32)
+    values *= scale
+    values += offset
+    return values

@@ -1,0 +1,77 @@
+"""Names of the forms in which features cross the wire."""
+
+import dataclasses
+
+DTYPES = ("float32", "float16", "bfloat16", "uint8", "int8")
+_CHANNEL = "_channel"
+_ZSTD = "+zstd"
+
+
+@dataclasses.dataclass(frozen=True)
+class Codec:
+    """The form in which features cross the wire.
+
+    | name | bytes per number | error of a number |
+    | --- | --- | --- |
+    | `float32` | 4 | 0 |
+    | `float16` | 2 | 2^-11 of it; saturates at 65504 |
+    | `bfloat16` | 2 | 2^-8 of it |
+    | `uint8`, `int8` | 1 | 1/510 of the tensor's range |
+    | `uint8_channel`, `int8_channel` | 1 | 1/510 of its channel's range |
+
+    Each may end in `+zstd`, which compresses what is left. Whole numbers,
+    such as a raw image, keep their values in all of them.
+
+    Args:
+        dtype: One of `DTYPES`.
+        per_channel: Whether each entry of the last axis has a scale.
+        is_compressed: Whether the bytes are compressed.
+
+    Example:
+
+    >>> str(Codec.parse("uint8_channel+zstd"))
+    'uint8_channel+zstd'
+    """
+
+    dtype: str = "float32"
+    per_channel: bool = False
+    is_compressed: bool = False
+
+    @classmethod
+    def parse(cls, name):
+        """The codec of a name.
+
+        Args:
+            name: One of `NAMES`, or a `Codec`, which is returned as it is.
+
+        Returns:
+            A `Codec`.
+
+        Raises:
+            ValueError: If there is none of that name.
+        """
+        if isinstance(name, cls):
+            return name
+        if name not in NAMES:
+            raise ValueError(
+                f"Expected a codec. Received: {name!r} (of type "
+                f"{type(name).__name__}). Choose one of: {', '.join(NAMES)}."
+            )
+        rest = name.removesuffix(_ZSTD)
+        dtype = rest.removesuffix(_CHANNEL)
+        return cls(dtype, rest != dtype, rest != name)
+
+    def __str__(self):
+        return (
+            self.dtype
+            + _CHANNEL * self.per_channel
+            + _ZSTD * self.is_compressed
+        )
+
+
+#: Names of all codecs.
+NAMES = tuple(
+    f"{form}{compression}"
+    for form in (*DTYPES, f"uint8{_CHANNEL}", f"int8{_CHANNEL}")
+    for compression in ("", _ZSTD)
+)

@@ -1,0 +1,120 @@
+"""Workers as real processes, which can be killed, frozen and started again."""
+
+import contextlib
+import ctypes
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import threading
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+START_S = 60
+
+
+class CloudProcess:
+    """A cloud worker in a process of its own, always at the same port.
+
+    Args:
+        bundle: Folder of its bundle.
+        log: File that its output goes to.
+        *options: Further options of `cloud-worker serve`.
+    """
+
+    def __init__(self, bundle, log, *options):
+        self.address = f"127.0.0.1:{free_port()}"
+        self._log = log
+        self._command = [
+            *(sys.executable, "-m", "cloud_worker", "serve", "--insecure"),
+            *("--bundle", str(bundle), "--listen", self.address),
+            *options,
+        ]
+        self._process = None
+
+    @property
+    def pid(self):
+        return self._process.pid
+
+    def start(self):
+        """Starts it, and waits until it says that it listens."""
+        listening = threading.Event()
+        self._process = subprocess.Popen(
+            self._command,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            preexec_fn=end_with_parent,
+        )
+        self._reading = threading.Thread(
+            target=self._read, args=(self._process, listening)
+        )
+        self._reading.start()
+        if not listening.wait(START_S) or self._process.poll() is not None:
+            self.kill()
+            raise RuntimeError(f"The worker does not start; see {self._log}.")
+
+    def kill(self):
+        """SIGKILL: whatever it is doing."""
+        self._end(signal.SIGKILL)
+
+    def stop(self):
+        """SIGTERM; returns the exit status."""
+        return self._end(signal.SIGTERM)
+
+    def freeze(self):
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self):
+        self._process.send_signal(signal.SIGCONT)
+
+    def ask_to_stop(self):
+        self._process.send_signal(signal.SIGTERM)
+
+    def _end(self, number):
+        if self._process is None:
+            return None
+        process, self._process = self._process, None
+        process.send_signal(number)
+        try:
+            status = process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+        self._reading.join()
+        return status
+
+    def _read(self, process, listening):
+        """Keeps what it writes, so that it never waits for a reader."""
+        with open(self._log, "a", encoding="utf-8") as log:
+            for line in process.stdout:
+                log.write(line)
+                log.flush()
+                with contextlib.suppress(ValueError):
+                    message = json.loads(line).get("message", "")
+                    if message.startswith("listening on"):
+                        listening.set()
+        listening.set()
+
+    def __enter__(self):
+        self.start()
+        return self
+
+    def __exit__(self, *_):
+        with contextlib.suppress(ProcessLookupError):
+            self.kill()
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def end_with_parent():
+    """In the child: dies with the tests, however these end."""
+    ctypes.CDLL("libc.so.6").prctl(1, signal.SIGKILL)
