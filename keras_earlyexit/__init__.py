@@ -16,10 +16,13 @@ _HOMES = {
     "ExitBlock": "blocks",
     "ExitResult": "results",
     "Router": "routing",
+    "SegmentModel": "segments",
     "calibrate": "calibration.calibrating",
     "export": "exporting.bundles",
     "load_bundle": "bundle.reading",
+    "merge": "merging",
     "partition": "partitioning",
+    "split": "segments",
     "add_exits": "building",
     "strip_exits": "building",
 }

@@ -26,6 +26,7 @@ _MODULES = (
     "optimizers",
     "policies",
     "regimes",
+    "segments",
 )
 _PACKAGE = __name__.rpartition(".")[0]
 

@@ -53,10 +53,24 @@ def partition(model, cuts):
     everything = {**here, **there}  # as model(x)
     ```
     """
-    bounds = segment_bounds(model, cuts)
+    return networks(model, cuts, model.uses_final_confidence)
+
+
+def networks(model, cuts, with_final_confidence=True):
+    """As `partition`, also with outputs that the model itself leaves out.
+
+    Args:
+        model: An `EarlyExitModel`.
+        cuts: As in `partition`.
+        with_final_confidence: Whether the last segment has the confidence of
+            `final`, if that hangs on what it has.
+
+    Returns:
+        As `partition`.
+    """
     return tuple(
-        _segment(model, index, first, last)
-        for index, (first, last) in enumerate(bounds)
+        _segment(model, index, first, last, with_final_confidence)
+        for index, (first, last) in enumerate(segment_bounds(model, cuts))
     )
 
 
@@ -136,7 +150,7 @@ def _exit_index(name, names, cuts):
     )
 
 
-def _segment(model, index, first, last):
+def _segment(model, index, first, last, with_final_confidence):
     exits = model.exit_graph
     graph = exits.graph
     outputs = {}
@@ -146,7 +160,9 @@ def _segment(model, index, first, last):
             outputs[confidence_name(name)] = graph.outputs[
                 confidence_name(name)
             ]
-        elif model.uses_final_confidence:
+        elif with_final_confidence and _is_behind(
+            exits, first, FINAL_CONFIDENCE
+        ):
             outputs[FINAL_CONFIDENCE] = graph.outputs[FINAL_CONFIDENCE]
     if last < len(exits.features):
         outputs[FEATURE] = exits.features[last]
@@ -159,6 +175,16 @@ def _segment(model, index, first, last):
         dict(zip(outputs, found, strict=True)),
         name=f"{model.name}_segment_{index}",
     )
+
+
+def _is_behind(exits, first, name):
+    """Whether an output exists and hangs on nothing before stage `first`."""
+    target = exits.graph.outputs.get(name)
+    if target is None or first == 0:
+        return target is not None
+    feature = exits.features[first - 1]
+    behind = call_graph.ancestors(exits.graph, [target], until={id(feature)})
+    return not behind & call_graph.ancestors(exits.graph, [feature])
 
 
 def _inputs(exits, first):

@@ -61,6 +61,8 @@ class Manifest:
         files: A `FileEntry` for each file but the manifest.
         routed: Folder of the graph that routes by itself, or `None`.
         quantize: `None`, `"int8"`, `"float16"` or `"dynamic"`.
+        raw_cut: Whether what the last stage hands on has met no weights: it
+            is the input in another form.
         probe: How far the stages were from the model when they were written.
         versions: Versions of what wrote the bundle, by name.
     """
@@ -81,6 +83,7 @@ class Manifest:
     files: tuple
     routed: str | None = None
     quantize: str | None = None
+    raw_cut: bool = False
     probe: dict = dataclasses.field(default_factory=dict)
     versions: dict = dataclasses.field(default_factory=dict)
 

@@ -82,6 +82,7 @@ def parse(data):
         ),
         routed=fields.optional("routed", _Fields.path),
         quantize=fields.optional("quantize", _Fields.get, str),
+        raw_cut=bool(fields.optional("raw_cut", _Fields.get, bool)),
         probe=fields.get("probe", dict),
         versions=fields.get("versions", dict),
     )

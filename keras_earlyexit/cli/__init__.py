@@ -62,6 +62,7 @@ def _app():
     from keras_earlyexit.cli.certs import certs
     from keras_earlyexit.cli.doctor import doctor
     from keras_earlyexit.cli.info import info
+    from keras_earlyexit.cli.merge import merge
 
     app = typer.Typer(
         name=NAME,
@@ -90,7 +91,7 @@ def _app():
     ):
         pass
 
-    for command in (info, doctor, certs):
+    for command in (info, doctor, certs, merge):
         app.command(epilog=EXIT_CODES)(command)
     return app
 

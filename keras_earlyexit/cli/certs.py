@@ -22,7 +22,8 @@ _MAX_DAYS = 825
 _PORT = 50051
 _EDGE_ID = re.compile("[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _LABEL = "[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
-_HOST = re.compile(rf"(?=.{{1,253}}$){_LABEL}(\.{_LABEL})*")
+# What ends in a number is an address, or would be one.
+_HOST = re.compile(rf"(?=.{{1,253}}$)(?!(.*\.)?[0-9]+$){_LABEL}(\.{_LABEL})*")
 
 
 def certs(
@@ -92,7 +93,8 @@ def _is_host(host):
         ipaddress.ip_address(host)
     except ValueError:
         return bool(_HOST.fullmatch(host))
-    return True
+    # A zone means something on this machine only; certificates have none.
+    return "%" not in host
 
 
 def _sign(folder, hosts, edge_ids, days):

@@ -42,7 +42,7 @@ def info(
 
 def describe_model(path):
     """Collects what `info` shows about a saved model, as plain values."""
-    model = _load(path)
+    model = load_model(path)
     import keras_earlyexit as ee
 
     has_exits = isinstance(model, ee.EarlyExitModel)
@@ -135,7 +135,7 @@ def _output_shapes(net):
     return {name: list(tensor.shape) for name, tensor in output.items()}
 
 
-def _load(path):
+def load_model(path):
     how = "Give a file that `model.save('name.keras')` wrote."
     if not path.exists():
         raise CommandError(f"There is no file '{path}'. {how}", ExitCode.INPUT)

@@ -7,9 +7,19 @@ import platform
 import keras
 import numpy as np
 
+from keras_earlyexit import call_graph
 from keras_earlyexit.bundle.manifest import Manifest, StageEntry
 from keras_earlyexit.exporting import formats, functions
 
+# What their weights do can be undone, or seen through.
+_TRANSPARENT = (
+    keras.layers.BatchNormalization,
+    keras.layers.Embedding,
+    keras.layers.GroupNormalization,
+    keras.layers.LayerNormalization,
+    keras.layers.Normalization,
+    keras.layers.PReLU,
+)
 _PACKAGES = {
     "litert": ("tensorflow",),
     "onnx": ("tensorflow", "tf2onnx", "onnx"),
@@ -55,7 +65,21 @@ def describe(model, format, bounds, segment, **others):
             for index in range(first, last + 1)
         ),
         versions=_versions(format),
+        raw_cut=_is_raw(model, last),
         **others,
+    )
+
+
+def _is_raw(model, last):
+    """Whether what a stage hands on is no more than the input reshaped."""
+    exits = model.exit_graph
+    if last == len(exits.features):
+        return False
+    calls = call_graph.ancestors(exits.graph, [exits.features[last]])
+    return not any(
+        getattr(call.operation, "weights", None)
+        and not isinstance(call.operation, _TRANSPARENT)
+        for call in calls
     )
 
 

@@ -175,6 +175,40 @@ def test_segments_answer_together_as_the_whole(carries, x):
     )
 
 
+@pytest.mark.parametrize("carries", [False, True])
+def test_a_bundle_is_entered_at_a_later_stage(carries, x):
+    whole = a_bundle(carries)
+    whole.thresholds = (0.3, 0.0)
+    expected = whole.predict_exits(x)
+    first = whole.from_stage(0)
+    np.testing.assert_array_equal(
+        first.predict_exits(x).exit_index, expected.exit_index
+    )
+    here = a_bundle(carries, slice(0, 1)).route(x, (0.3, 0.0))
+    crossing = here.feature
+    if carries:
+        crossing = {"feature": here.feature, "carry": here.carry}
+    there = whole.from_stage(1).predict_exits(crossing)
+    np.testing.assert_allclose(
+        there.predictions, expected.predictions[here.staying], atol=1e-6
+    )
+    np.testing.assert_array_equal(
+        there.exit_index, expected.exit_index[here.staying]
+    )
+    twice = whole.from_stage(1).from_stage(2)
+    assert twice.stages == whole.stages[2:] and twice.is_last
+    assert twice.manifest_sha256 == whole.manifest_sha256
+    twice.thresholds = 0.9
+    np.testing.assert_allclose(whole.thresholds, [0.3, 0.0])
+
+
+@pytest.mark.parametrize("index", [0, 3, -1, 1.0, True, "1", None])
+def test_wrong_stage_to_enter_at(index):
+    segment = a_bundle(stages=slice(1, 3))
+    with pytest.raises(ValueError, match="from 1 to 2"):
+        segment.from_stage(index)
+
+
 def test_a_segment_alone_answers_with_its_last_exit(x):
     edge = a_bundle(stages=slice(0, 2))
     alone = edge.predict_exits(x)

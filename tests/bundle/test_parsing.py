@@ -22,8 +22,15 @@ def test_round_trip(manifest):
         input_structure="dict",
         stages=manifest.stages[1:],
         quantize="int8",
+        raw_cut=True,
     )
     assert parse(render(segment)) == segment
+
+
+def test_a_manifest_from_before_raw_cut_is_read(manifest):
+    content = json.loads(render(manifest))
+    del content["raw_cut"]
+    assert parse(json.dumps(content).encode()).raw_cut is False
 
 
 def test_the_file_is_plain_json(manifest):
@@ -73,6 +80,7 @@ def changed(manifest, *path, value):
         (("thresholds",), [None], "1 numbers"),
         (("thresholds",), [0.5, 0.5], "1 numbers"),
         (("input_structure",), "tuple", "one of tensor, list, dict"),
+        (("raw_cut",), 1, "of type bool"),
         (("head",), KeyError, "'head' in the manifest to be of type dict"),
         (("stages",), [], "stages that follow one another"),
         (("stages", 0, "index"), 1, "stages that follow one another"),

@@ -127,8 +127,11 @@ def judge(events, after_gap_s=2.0):
         by, right = end.value["answered_by"], end.value["right"]
         if not len(by) == len(right) == end.value["rows"]:
             short.append(id_)
+            continue
         samples += len(by)
-        if any(b != "degraded" and not r for b, r in zip(by, right)):
+        if any(
+            b != "degraded" and not r for b, r in zip(by, right, strict=True)
+        ):
             wrong.append(id_)
         count = sum(b == "degraded" for b in by)
         degraded += count

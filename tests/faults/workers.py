@@ -86,6 +86,7 @@ class CloudProcess:
             process.kill()
             raise
         self._reading.join()
+        process.stdout.close()
         return status
 
     def _read(self, process, listening):

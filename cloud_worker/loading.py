@@ -1,0 +1,128 @@
+"""Loads what is served, and sees when it has changed."""
+
+import os
+import pathlib
+import tempfile
+
+import numpy as np
+
+from keras_earlyexit.bundle.reading import load_bundle
+
+
+def load(source, num_threads=None):
+    """Loads a bundle, or a model that Keras has saved.
+
+    Args:
+        source: The folder of a bundle, or a `.keras` file of an
+            `EarlyExitModel`, for which Keras is imported.
+        num_threads: Threads that one call may use, for LiteRT and ONNX.
+
+    Returns:
+        A `Bundle`.
+
+    Raises:
+        FileNotFoundError: If there is nothing.
+        ValueError: If it is damaged or something else.
+        ImportError: If what runs it is not installed.
+    """
+    source = pathlib.Path(source)
+    if source.suffix != ".keras":
+        return load_bundle(source, num_threads=num_threads)
+    if not source.is_file():
+        raise FileNotFoundError(
+            f"Expected a .keras file. Received: {str(source)!r}, which is "
+            "not there. Correct the path."
+        )
+    return _load_keras(source)
+
+
+def _load_keras(source):
+    import keras
+
+    import keras_earlyexit as ee
+
+    model = keras.models.load_model(source, compile=False, safe_mode=True)
+    if not isinstance(model, ee.EarlyExitModel):
+        raise ValueError(
+            "Expected the .keras file of a model with exits. Received: "
+            f"{str(source)!r}, a {type(model).__name__}. Make one with "
+            "`ee.add_exits`, and save that."
+        )
+    # As a bundle it gets the hashes by which edges know it.
+    with tempfile.TemporaryDirectory(prefix="cloud_worker_") as folder:
+        path = os.path.join(folder, "bundle")
+        ee.export(model, path, format="keras")
+        return load_bundle(path)
+
+
+def warm_up(generation):
+    """Runs all stages once, so that no request has to wait for that.
+
+    Args:
+        generation: A `Generation`.
+
+    Raises:
+        Exception: Whatever a stage raises that does not run.
+    """
+    first = generation.entrances[min(generation.entrances)]
+    specs = first.bundle.manifest.stages[0].inputs
+    if any(None in spec.shape[1:] for spec in specs):
+        # Which sizes will come is not known.
+        return
+    for rows in sorted({1, first.limits.max_rows}):
+        arrays = [
+            np.zeros((rows, *spec.shape[1:]), spec.dtype) for spec in specs
+        ]
+        first.bundle.all_exits(arrays if len(arrays) > 1 else arrays[0])
+
+
+class Watch:
+    """Sees which sources have changed.
+
+    A source counts as changed once it has stayed the same for one look, so
+    that one which is being copied is left alone.
+
+    Args:
+        sources: Paths of bundles or `.keras` files.
+    """
+
+    def __init__(self, sources):
+        self._loaded = {source: fingerprint(source) for source in sources}
+        self._seen = dict(self._loaded)
+
+    def changed(self, at_once=False):
+        """Looks again.
+
+        Args:
+            at_once: Whether not to wait for another look.
+
+        Returns:
+            The sources to load anew. Each is told once, until it changes
+            again.
+        """
+        found = []
+        for source, loaded in self._loaded.items():
+            now = fingerprint(source)
+            is_steady = at_once or now == self._seen[source]
+            self._seen[source] = now
+            if now and now != loaded and is_steady:
+                self._loaded[source] = now
+                found.append(source)
+        return found
+
+
+def fingerprint(source):
+    """What is different once a file of a source is: nothing if it is gone."""
+    found = []
+    paths = [source]
+    for folder, _, files in os.walk(source):
+        paths += [os.path.join(folder, name) for name in files]
+    for path in paths:
+        try:
+            status = os.stat(path)
+        except OSError:
+            continue
+        found.append(
+            (str(path), status.st_ino, status.st_size, status.st_mtime_ns)
+        )
+    return tuple(sorted(found))

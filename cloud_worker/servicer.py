@@ -1,0 +1,184 @@
+"""The service `Split`: decode, call, encode."""
+
+import asyncio
+import time
+
+import grpc
+
+from cloud_worker import messages
+from cloud_worker.interceptors import caller
+from cloud_worker.logs import fields, logger
+from cloud_worker.pipelining import pipelined
+from protos import split_pb2, split_pb2_grpc
+from protos.errors import CloudUnavailable, status_message, status_of
+from protos.identity import Identity, difference, protocol_differences
+from protos.security import edge_id_of
+from protos.tensors import decode_all
+
+#: Requests of one stream at the same time.
+MAX_IN_FLIGHT = 256
+_MAX_LOGGED = 256
+
+
+class SplitServicer(split_pb2_grpc.SplitServicer):
+    """Answers edge workers.
+
+    Args:
+        registry: A `Registry` with what is served.
+        answering: An `Answering`.
+        metrics: `Metrics`.
+        max_deadline_s: The most seconds that a request is given.
+        raw_input: Whether the model's own input is taken.
+        trainer: Answers the method `Train`: a function of the asynchronous
+            iterator of requests and the context that gives one of replies.
+            `None` where nothing is trained.
+    """
+
+    def __init__(
+        self,
+        registry,
+        answering,
+        metrics,
+        max_deadline_s=60.0,
+        raw_input=False,
+        trainer=None,
+    ):
+        self._registry, self._answering = registry, answering
+        self._metrics = metrics
+        self._max_deadline_s = max_deadline_s
+        self._raw_input = raw_input
+        self._trainer = trainer
+        self._stopping = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._in_flight = 0
+        metrics.in_flight.set_function(lambda: self._in_flight)
+
+    async def Hello(self, request, context):
+        edge_id = edge_id_of(context.auth_context(), request.edge_id)
+        entrance, found = self._meet(request)
+        _log_hello(request, edge_id, context.peer(), found)
+        return messages.hello_reply(entrance, found)
+
+    async def Infer(self, request, context):
+        return await self._answer(request, context.time_remaining())
+
+    async def InferStream(self, requests, context):
+        replies = pipelined(
+            self._answer_always, requests, MAX_IN_FLIGHT, self._stopping
+        )
+        async for reply in replies:
+            yield reply
+        if self._stopping.is_set():
+            raise CloudUnavailable("The worker stops.")
+
+    async def Train(self, requests, context):
+        if self._trainer is None:
+            await context.abort(
+                grpc.StatusCode.UNIMPLEMENTED, "Nothing is trained here."
+            )
+        async for reply in self._trainer(requests, context):
+            yield reply
+
+    def stop(self):
+        """Reads no more requests from the streams that are open."""
+        self._stopping.set()
+
+    async def idle(self):
+        """Waits until no request is in flight."""
+        await self._idle.wait()
+
+    def _meet(self, request):
+        """The entrance for an edge, or what differs."""
+        versions = request.protocol_major, request.protocol_minor
+        found = protocol_differences(versions)
+        if found:
+            return None, found
+        identity = Identity.of_hello(request)
+        if identity.first_stage == 0 and not self._raw_input:
+            return None, (difference("raw input", "sent", "not taken"),)
+        return self._registry.match(identity)
+
+    async def _answer_always(self, request):
+        """Answers a request of a stream, which goes on after an error."""
+        try:
+            return await self._answer(request, None)
+        except Exception as error:
+            return split_pb2.InferReply(
+                request_id=request.request_id,
+                status=status_message(error),
+            )
+
+    async def _answer(self, request, remaining_s):
+        started = time.monotonic()
+        deadline = started + self._seconds(request, remaining_s)
+        self._in_flight += 1
+        self._idle.clear()
+        code, notes = "OK", {}
+        try:
+            entrance = self._registry.find(request.generation)
+            with self._registry.using(entrance):
+                arrays = decode_all(
+                    request.tensors, entrance.identity.feature, entrance.limits
+                )
+                answer = await self._answering.answer(
+                    entrance, arrays, deadline, request.request_id
+                )
+                notes = _notes(answer)
+                return messages.infer_reply(request, answer)
+        except asyncio.CancelledError:
+            code = "CANCELLED"
+            raise
+        except Exception as error:
+            code = status_of(error)[0].name
+            notes = {"reason": str(error)}
+            raise
+        finally:
+            self._in_flight -= 1
+            if not self._in_flight:
+                self._idle.set()
+            self._metrics.requests.labels(code).inc()
+            _log_request(request, code, started, notes)
+
+    def _seconds(self, request, remaining_s):
+        """What is left until nobody waits for the answer."""
+        seconds = self._max_deadline_s
+        if request.timeout_ms:
+            seconds = min(seconds, request.timeout_ms / 1000)
+        return seconds if remaining_s is None else min(seconds, remaining_s)
+
+
+def _notes(answer):
+    return {
+        "rows": len(answer.exit_index),
+        "degraded": len(answer.degraded),
+        "queue_ms": round(1e3 * answer.queue_s, 3),
+        "compute_ms": round(1e3 * answer.compute_s, 3),
+    }
+
+
+def _log_request(request, code, started, notes):
+    logger.info(
+        "request",
+        extra=fields(
+            # Anybody can have made them.
+            request_id=request.request_id[:_MAX_LOGGED],
+            edge_id=caller(),
+            generation=request.generation[:_MAX_LOGGED],
+            code=code,
+            ms=round(1e3 * (time.monotonic() - started), 3),
+            **notes,
+        ),
+    )
+
+
+def _log_hello(request, edge_id, peer, found):
+    logger.info(
+        "hello refused" if found else "hello",
+        extra=fields(
+            edge_id=edge_id,
+            peer=peer,
+            library_version=request.library_version[:64],
+            differences=[x._asdict() for x in found],
+        ),
+    )

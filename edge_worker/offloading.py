@@ -1,0 +1,127 @@
+"""What is sent to the cloud worker: features, or the input itself."""
+
+import dataclasses
+import logging
+import threading
+import time
+
+from edge_worker.config import AUTO, FEATURES, INPUT
+from protos.calling import Link
+from protos.errors import NotAllowed, VersionMismatch
+from protos.tensors import encode
+
+logger = logging.getLogger("edge_worker")
+#: Rows whose size is measured to choose.
+_MEASURED_ROWS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What is sent, and how many bytes a sample of each kind had."""
+
+    kind: str
+    feature_bytes: float
+    input_bytes: float
+
+
+class Offloading:
+    """Sends samples that stay, in the form that was chosen.
+
+    Args:
+        manifest: The `Manifest` of the bundle here.
+        config: An `EdgeConfig`.
+    """
+
+    def __init__(self, manifest, config):
+        self._manifest = manifest
+        self._config = config
+        self._security = config.security
+        self._lock = threading.Lock()
+        is_input = config.offload == INPUT
+        self._kind = INPUT if is_input else FEATURES
+        self._link = self._make_link(self._kind)
+        self._measures = config.offload == AUTO and config.allow_raw_input
+        self.choice = None
+
+    @property
+    def link(self):
+        """The `Link` in use."""
+        return self._link
+
+    @property
+    def kind(self):
+        """`"features"` or `"input"`."""
+        return self._kind
+
+    def submit(self, arrays, routed, rows, deadline_s):
+        """Sends some of the samples that stay.
+
+        Args:
+            arrays: The inputs of the batch, a tuple.
+            routed: What became of it, a `Routed`.
+            rows: How many of the samples in `routed.staying` to send.
+            deadline_s: Seconds until nobody waits for the answers.
+
+        Returns:
+            A future of `Answers`.
+        """
+        started = time.monotonic()
+        features = {"feature": routed.feature[:rows]}
+        if routed.carry is not None:
+            features["carry"] = routed.carry[:rows]
+        if self._kind == FEATURES and not self._measures:
+            return self._link.submit(features, deadline_s)
+        staying = routed.staying[:rows]
+        inputs = {
+            spec.name: array[staying]
+            for spec, array in zip(
+                self._manifest.stages[0].inputs, arrays, strict=True
+            )
+        }
+        with self._lock:
+            if self._measures:
+                self._measures = False
+                self._choose(features, inputs, deadline_s / 2)
+        sent = inputs if self._kind == INPUT else features
+        left_s = deadline_s - (time.monotonic() - started)
+        return self._link.submit(sent, left_s)
+
+    def close(self):
+        """Closes the link."""
+        self._link.close()
+
+    def _choose(self, features, inputs, timeout_s):
+        """Changes over to inputs where they are smaller and are taken."""
+        found = [
+            sum(
+                encode(array[:_MEASURED_ROWS], self._config.codec).ByteSize()
+                / len(array[:_MEASURED_ROWS])
+                for array in arrays.values()
+            )
+            for arrays in (features, inputs)
+        ]
+        self.choice = Choice(FEATURES, *found)
+        if found[1] >= found[0]:
+            return
+        link = self._make_link(INPUT)
+        try:
+            taken = link.connect(timeout_s)
+        except (NotAllowed, VersionMismatch) as error:
+            logger.info("inputs would be smaller and are not taken: %s", error)
+            taken = False
+        if not taken:
+            link.close()
+            return
+        self.choice = dataclasses.replace(self.choice, kind=INPUT)
+        # Nothing waits on the other one: this is the first batch that is sent.
+        before, self._link, self._kind = self._link, link, INPUT
+        before.close()
+
+    def _make_link(self, kind):
+        return Link.of(
+            self._manifest,
+            self._config.target,
+            self._security,
+            first_stage=0 if kind == INPUT else None,
+            **self._config.link_options,
+        )

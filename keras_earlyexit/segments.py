@@ -1,0 +1,412 @@
+"""Segments of a cut model that are trained apart, each from its own exits.
+
+A segment is a Keras model of its own, to be trained on another machine than
+the others: it has its own exits, their costs, a loss over these and an
+optimizer. It remembers what it was cut from, so that `ee.merge` can put all
+segments together again.
+"""
+
+import dataclasses
+import functools
+import hashlib
+from typing import NamedTuple
+
+import keras
+import numpy as np
+
+from keras_earlyexit import objectives, partitioning, policies
+from keras_earlyexit.checks import FiniteLoss, check_data
+from keras_earlyexit.exit_graph import FINAL_CONFIDENCE, confidence_name
+from keras_earlyexit.metrics import ExitMetrics
+from keras_earlyexit.policies import score_of
+from keras_earlyexit.stages import FEATURE
+from keras_earlyexit.tasks import Head
+
+_OUTPUTS = "outputs"
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """What a segment was cut from: plain values, the same in all segments.
+
+    Args:
+        name: Name of the model.
+        network: Name of its network.
+        exit_names: Names of all its exits, `final` last.
+        cuts: Names of the exits that segments end with.
+        relative_costs: Cost of leaving at each of its exits.
+        policy: Config of its policy.
+        has_given_policy: Whether the policy was chosen by hand.
+        cost: Cost convention.
+        measured_cost: Fields of its `MeasuredCost`, or `None`.
+        weights_sha256: SHA-256 over its weights when it was cut.
+    """
+
+    name: str
+    network: str
+    exit_names: tuple
+    cuts: tuple
+    relative_costs: tuple
+    policy: dict
+    has_given_policy: bool
+    cost: str
+    measured_cost: dict | None
+    weights_sha256: str
+
+    def __post_init__(self):
+        # A saved model brings lists.
+        for name in ("exit_names", "cuts", "relative_costs"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+
+
+class Learned(NamedTuple):
+    """What came out of one training step.
+
+    Args:
+        logs: Loss and metrics of this batch, a dict of floats.
+        outputs: What the segment gave before the step, a dict of arrays.
+    """
+
+    logs: dict
+    outputs: dict
+
+
+def split(model, cuts="exit_0", base="eenet_v2"):
+    """Cuts a model into segments to be trained apart.
+
+    Trained one behind the other, each on the features of the one before, they
+    get the weights that `objective="hierarchical"` gives the whole model.
+
+    Args:
+        model: An `EarlyExitModel`.
+        cuts: Names of the early exits that segments end with.
+        base: Name, object or config of the objective of each segment.
+
+    Returns:
+        A tuple of `SegmentModel` that share the model's weights, one more
+        than there are cuts. They are not compiled.
+
+    Raises:
+        TypeError: If `model` has no exits, or `cuts` are no names.
+        ValueError: If a cut is unknown or in the wrong place, if the base
+            looks beyond the exits of one segment, or if a layer would be in
+            two segments.
+
+    Example:
+
+    ```python
+    edge, cloud = ee.split(model, "exit_0")
+    edge.compile("adam")
+    cloud.compile("adam")
+    learned = edge.learn(x, y)
+    cloud.learn(learned.outputs["feature"], y)
+    whole = ee.merge(edge, cloud)
+    ```
+    """
+    partitioning.check_has_exits(model)
+    _check_no_refiners(model)
+    objective = objectives.get("hierarchical", cuts=cuts, base=base)
+    objective = objective.for_head(model.head)
+    # Refuses layers that would be in two segments.
+    objective.groups(model)
+    origin = _origin(model, objective)
+    return tuple(
+        SegmentModel(
+            network,
+            model.head,
+            objective.base,
+            origin,
+            position,
+            name=f"{model.name}_segment_{position}",
+        )
+        for position, network in enumerate(partitioning.networks(model, cuts))
+    )
+
+
+@keras.saving.register_keras_serializable(package="keras_earlyexit")
+class SegmentModel(keras.Model):
+    """One segment of a cut model, trained from its own exits; see `ee.split`.
+
+    `segment(x)` gives a dict with the answers of its exits and, but in the
+    last segment, `feature`, which the next one takes.
+
+    Args:
+        net: A functional Keras model with these outputs.
+        head: The form of the answers, a `tasks.Head`.
+        base: The objective over the segment's exits.
+        origin: What it was cut from, an `Origin`.
+        position: Which segment it is, from 0 on.
+        name: Name of the model; `None` takes the network's.
+    """
+
+    _exit_metrics = None
+
+    def __init__(self, net, head, base, origin, position, name=None, **kwargs):
+        super().__init__(name=name or net.name, **kwargs)
+        self.net = net
+        self.head = head
+        self.base = objectives.get(base)
+        self.origin = origin
+        self.position = position
+        self._learning_function = None
+        self._hands_out = False
+        if FINAL_CONFIDENCE in net.output:
+            layer = net.get_layer(FINAL_CONFIDENCE)
+            layer.trainable = self.base.uses_final_confidence
+        self.built = True
+
+    @property
+    def exit_names(self):
+        """Names of its own exits, as in the whole model."""
+        names = self.origin.exit_names
+        return tuple(name for name in names if name in self.net.output)
+
+    @property
+    def relative_costs(self):
+        """Cost of leaving at each of its exits, over the plain model's."""
+        costs = dict(
+            zip(self.origin.exit_names, self.origin.relative_costs, strict=True)
+        )
+        return np.array([costs[name] for name in self.exit_names])
+
+    @property
+    def is_last(self):
+        """Whether it ends with `final`, so that it gives no feature."""
+        return FEATURE not in self.net.output
+
+    @property
+    def policy(self):
+        """How the exits of the whole model are scored."""
+        return policies.get(self.origin.policy)
+
+    def call(self, inputs, training=None):
+        outputs = dict(self.net(inputs, training=training))
+        if not self.base.uses_final_confidence:
+            outputs.pop(FINAL_CONFIDENCE, None)
+        return outputs
+
+    def compile(
+        self,
+        optimizer="rmsprop",
+        metrics=None,
+        *,
+        weighted_metrics=None,
+        **options,
+    ):
+        """Configures training; the loss is that of the base objective.
+
+        Args:
+            optimizer: A Keras optimizer or its name.
+            metrics: Metrics for every exit; `None` is accuracy, or the mean
+                absolute error for values.
+            weighted_metrics: The same, weighted by `sample_weight`.
+            **options: As in `keras.Model.compile`.
+        """
+        super().compile(optimizer=optimizer, **options)
+        # Also before the first step: it is saved with the model, whole.
+        self.optimizer.build(self.trainable_variables)
+        self._exit_metrics = ExitMetrics(
+            self, self.base, metrics, weighted_metrics
+        )
+        self._learning_function = None
+        self._own_compile_config = {
+            "optimizer": self.optimizer,
+            "metrics": metrics,
+            "weighted_metrics": weighted_metrics,
+            **options,
+        }
+
+    def learn(self, x, y, sample_weight=None):
+        """One training step on one batch.
+
+        Args:
+            x: What the segment takes: the model's inputs, or a feature.
+            y: Labels.
+            sample_weight: Array (batch,) or `None`.
+
+        Returns:
+            A `Learned`: the outputs are those that the step was made from.
+        """
+        # A step that hands out arrays is another one than that of `fit`.
+        before = self.train_function, self.train_step
+        self.train_step = functools.partial(type(self).train_step, self)
+        self.train_function = self._learning_function
+        self._hands_out = True
+        try:
+            logs = self.train_on_batch(x, y, sample_weight, return_dict=True)
+            self._learning_function = self.train_function
+        finally:
+            self._hands_out = False
+            self.train_function, self.train_step = before
+        found = logs.pop(_OUTPUTS)
+        names = [name for name in self.net.output if name in self._names()]
+        outputs = {
+            name: keras.ops.convert_to_numpy(value)
+            for name, value in zip(names, found, strict=True)
+        }
+        return Learned({k: float(v) for k, v in logs.items()}, outputs)
+
+    def leaving(self, outputs):
+        """Which samples leave at one of this segment's early exits.
+
+        Args:
+            outputs: What the segment gave, a dict of arrays.
+
+        Returns:
+            Array of booleans (batch,).
+        """
+        policy, carry, leaves = self.policy, None, None
+        early = self.origin.exit_names[:-1]
+        thresholds = dict(
+            zip(early, policy.thresholds(len(early)), strict=True)
+        )
+        for name in self.exit_names:
+            if name not in thresholds:
+                continue
+            score, carry = score_of(
+                policy,
+                self.head,
+                outputs[name],
+                outputs[confidence_name(name)],
+                carry,
+                early.index(name),
+            )
+            above = keras.ops.convert_to_numpy(score) > thresholds[name]
+            leaves = above if leaves is None else leaves | above
+        return leaves
+
+    def fit(self, x=None, y=None, *args, callbacks=None, **kwargs):
+        """Trains this segment alone; see `keras.Model.fit`.
+
+        Raises:
+            ValueError: If labels do not fit the head, if inputs contain NaN,
+                or if the loss becomes NaN.
+        """
+        check_data(self.head, x, y)
+        if not isinstance(callbacks, keras.callbacks.CallbackList):
+            given = callbacks if isinstance(callbacks, (list, tuple)) else ()
+            if callbacks is not None and not given:
+                given = [callbacks]
+            callbacks = [*given, FiniteLoss()]
+        return super().fit(x, y, *args, callbacks=callbacks, **kwargs)
+
+    @property
+    def metrics(self):
+        metrics = super().metrics
+        if self._exit_metrics is None:
+            return metrics
+        return [*metrics, *self._exit_metrics.of_training()]
+
+    def compute_loss(
+        self, x=None, y=None, y_pred=None, sample_weight=None, training=True
+    ):
+        """The base objective's loss over the segment's exits."""
+        names = [confidence_name(name) for name in self.exit_names]
+        confidences = [y_pred[name] for name in names if name in y_pred]
+        parts = self.base.of_answers(
+            y,
+            [y_pred[name] for name in self.exit_names],
+            confidences,
+            list(self.relative_costs),
+            sample_weight=sample_weight,
+        )
+        for name, metric in self._exit_metrics.parts.items():
+            metric.update_state(parts[name], keras.ops.shape(y)[0])
+        # As in `ExitTraining`: a gradient of zero, and not none at all.
+        unused = sum(keras.ops.sum(value) for value in confidences)
+        return parts["loss"] + 0.0 * unused + sum(self.losses)
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        """Updates the metrics of every exit."""
+        self._exit_metrics.update_exits(y, y_pred, sample_weight)
+        logs = self.get_metrics_result()
+        if self._hands_out:
+            names = [name for name in self.net.output if name in self._names()]
+            logs[_OUTPUTS] = tuple(y_pred[name] for name in names)
+        return logs
+
+    def _names(self):
+        """The outputs that a call gives."""
+        names = set(self.net.output)
+        if not self.base.uses_final_confidence:
+            names.discard(FINAL_CONFIDENCE)
+        return names
+
+    def get_config(self):
+        return {
+            "name": self.name,
+            "net": keras.saving.serialize_keras_object(self.net),
+            "head": self.head.get_config(),
+            "base": keras.saving.serialize_keras_object(self.base),
+            "origin": dataclasses.asdict(self.origin),
+            "position": self.position,
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        net = keras.saving.deserialize_keras_object(
+            config["net"], custom_objects=custom_objects
+        )
+        return cls(
+            net,
+            Head(**config["head"]),
+            config["base"],
+            Origin(**config["origin"]),
+            config["position"],
+            name=config["name"],
+        )
+
+    def get_compile_config(self):
+        if self._exit_metrics is None:
+            return {}
+        return {
+            name: keras.saving.serialize_keras_object(value)
+            for name, value in self._own_compile_config.items()
+        }
+
+    def compile_from_config(self, config):
+        self.compile(
+            **{
+                name: keras.saving.deserialize_keras_object(value)
+                for name, value in config.items()
+            }
+        )
+
+
+def _origin(model, objective):
+    policy = model.policy
+    if not model.has_given_policy and model.head.task != "regression":
+        policy = policies.get(objective.policy)
+    measured = model.measured_cost
+    return Origin(
+        name=model.name,
+        network=model.net.name,
+        exit_names=model.exit_names,
+        cuts=objective.cuts,
+        relative_costs=[float(cost) for cost in model.relative_costs],
+        policy=keras.saving.serialize_keras_object(policy),
+        has_given_policy=model.has_given_policy,
+        cost=model.cost,
+        measured_cost=measured and dataclasses.asdict(measured),
+        weights_sha256=_weights_sha256(model),
+    )
+
+
+def _weights_sha256(model):
+    digest = hashlib.sha256()
+    for weight in model.net.weights:
+        value = np.ascontiguousarray(keras.ops.convert_to_numpy(weight.value))
+        digest.update(f"{value.shape}{value.dtype}".encode())
+        digest.update(value.tobytes())
+    return digest.hexdigest()
+
+
+def _check_no_refiners(model):
+    found = [x.name for x in model.exit_graph.refiners if x is not None]
+    if found:
+        raise ValueError(
+            "Expected a model whose exits are as `ee.add_exits` made them. "
+            f"Received: one with the layers {found} of objective "
+            f"{getattr(model.objective, 'name', None)!r} behind its exits. "
+            "Compile it with objective='hierarchical' first."
+        )
