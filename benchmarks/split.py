@@ -1,0 +1,263 @@
+"""The split runtime on loopback: what crossing costs, and what it changes.
+
+A ResNet-20 with two exits, cut behind the first, each half a LiteRT bundle; the
+cloud worker is a process of its own. With `--model` a trained model answers
+real images; without, random ones.
+
+    python benchmarks/split.py
+    python benchmarks/split.py --model demo/model.keras --data mnist
+"""
+
+import argparse
+import concurrent.futures
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+from _shared import clock, write_report
+from _workers import ROOT, cloud_worker
+
+import keras_earlyexit as ee
+from edge_worker import EdgeWorker
+from protos.calling.link import Link
+from protos.security import ClientSecurity
+
+SIZES = (1, 4, 16, 64)
+CODECS = ("float32", "bfloat16", "uint8", "uint8_channel", "uint8+zstd")
+EDGES = 4
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", help="a trained model.keras")
+    parser.add_argument("--data", default="mnist", help="what it answers")
+    parser.add_argument("--samples", type=int, default=2000)
+    parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument("--output", type=pathlib.Path)
+    parser.add_argument("--edge", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.edge:
+        print(json.dumps(edge_process(*options.edge)))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        x, y = write(folder, options)
+        cut = folder / "cut"
+        with cloud_worker(cut / "segment_1") as address:
+            rows = [
+                *agreement(folder, address, x, y),
+                added_time(cut, address, x),
+                *bytes_up(cut, address, x),
+                *throughput(cut, address, options.seconds),
+                memory(cut, address),
+            ]
+    write_report(options.output, rows, model=options.model or "random")
+
+
+def show(**row):
+    print(
+        ", ".join(
+            f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}"
+            for k, v in row.items()
+        ),
+        flush=True,
+    )
+    return row
+
+
+def write(folder, options):
+    """Writes the bundles; returns inputs, and labels or `None`."""
+    import keras
+
+    keras.utils.set_random_seed(0)
+    rng = np.random.default_rng(0)
+    if options.model:
+        model = keras.models.load_model(options.model)
+        x, y = ee.datasets.load(options.data, "test")
+        x, y = x[: options.samples], y[: options.samples]
+        x = ee.datasets.normalize(options.data, x)
+    else:
+        plain = ee.backbones.resnet_cifar(20, (32, 32, 3), 10)
+        model = ee.add_exits(plain, 2, policy="max_probability")
+        x, y = rng.normal(size=(options.samples, 32, 32, 3)), None
+        x = x.astype("float32")
+        scores = ee.calibration.observe(model, x, verbose=0).scores
+        model.policy.threshold = np.median(scores, axis=0).tolist()
+    ee.export(model, folder / "whole")
+    ee.export(model, folder / "cut", cut="exit_0")
+    return x, y
+
+
+def agreement(folder, address, x, y):
+    """Answers over the split against the bundle that was not cut."""
+    whole = ee.load_bundle(folder / "whole").predict_exits(x)
+    for codec in CODECS:
+        with EdgeWorker(
+            folder / "cut" / "segment_0", address, insecure=True, codec=codec
+        ) as worker:
+            found = worker.predict(x)
+        classes = found.predictions.argmax(-1)
+        row = {
+            "what": "answers",
+            "codec": codec,
+            "same_exit": float((found.exit_index == whole.exit_index).mean()),
+            "same_class": float(
+                (classes == whole.predictions.argmax(-1)).mean()
+            ),
+            "largest_difference": float(
+                np.abs(found.predictions - whole.predictions).max()
+            ),
+            **found.counts,
+        }
+        if y is not None:
+            row["accuracy"] = float((classes == y).mean())
+        yield show(**row)
+
+
+def added_time(cut, address, x, runs=400):
+    """One sample that goes on: over the same stages in this process."""
+    edge = ee.load_bundle(cut / "segment_0")
+    cloud = ee.load_bundle(cut / "segment_1")
+    one, nobody = x[:1], np.full(len(edge.exit_names) - 1, np.inf)
+    with EdgeWorker(
+        cut / "segment_0", address, insecure=True, thresholds=nobody
+    ) as worker:
+        together, apart = [], []
+        for _ in range(runs):
+            together.append(
+                clock(lambda: cloud.route(edge.route(one, nobody).feature))
+            )
+            apart.append(clock(lambda: worker.predict(one)))
+    differences = [a - b for a, b in zip(apart, together, strict=True)]
+    return show(
+        what="one forwarded sample",
+        split_ms=1000 * statistics.median(apart),
+        stages_ms=1000 * statistics.median(together),
+        added_ms=1000 * statistics.median(differences),
+        p99_split_ms=1000 * float(np.quantile(apart, 0.99)),
+    )
+
+
+def bytes_up(cut, address, x):
+    """Bytes of requests over those of the features in their codec."""
+    edge = ee.load_bundle(cut / "segment_0")
+    nobody = np.full(len(edge.exit_names) - 1, np.inf)
+    everybody = -nobody
+    elements = int(np.prod(edge.route(x[:1], nobody).feature.shape[1:]))
+    for codec, size in (("float32", 4), ("bfloat16", 2), ("uint8", 1)):
+        for rows in (1, 64):
+            with EdgeWorker(
+                cut / "segment_0",
+                address,
+                insecure=True,
+                thresholds=nobody,
+                codec=codec,
+            ) as worker:
+                found = worker.predict(x[:rows])
+            payload = rows * elements * size
+            yield show(
+                what="bytes up",
+                codec=codec,
+                rows=rows,
+                payload=payload,
+                bytes_up=found.bytes_up,
+                overhead=found.bytes_up / payload - 1,
+            )
+    with EdgeWorker(
+        cut / "segment_0", address, insecure=True, thresholds=everybody
+    ) as worker:
+        found = worker.predict(x[:64])
+    yield show(what="bytes up", leave="all", bytes_up=found.bytes_up)
+
+
+def throughput(cut, address, seconds):
+    """Samples per second of several edges, over stages in one process."""
+    edge = ee.load_bundle(cut / "segment_0")
+    (spec,) = (
+        s for s in edge.manifest.stages[-1].outputs if s.name == "feature"
+    )
+    rng = np.random.default_rng(0)
+    for size in SIZES:
+        feature = rng.normal(size=(size, *spec.shape[1:])).astype("float32")
+        cloud = ee.load_bundle(cut / "segment_1")
+        here = per_second(lambda f=feature, c=cloud: c.route(f), size, seconds)
+        asked = served(edge.manifest, address, feature, seconds)
+        yield show(
+            what="throughput",
+            edges=EDGES,
+            batch=size,
+            served_per_second=asked,
+            one_process_per_second=here,
+            ratio=asked / here,
+        )
+
+
+def served(manifest, address, feature, seconds):
+    """Samples per second that several edges get, each with its own link."""
+    with concurrent.futures.ThreadPoolExecutor(EDGES) as pool:
+        links = [
+            Link.of(
+                manifest,
+                address,
+                ClientSecurity(insecure=True),
+                edge_id=f"edge-{i}",
+                deadline_s=10.0,
+            )
+            for i in range(EDGES)
+        ]
+        rates = pool.map(
+            lambda link: per_second(
+                lambda: link.infer({"feature": feature}), len(feature), seconds
+            ),
+            links,
+        )
+        total = sum(rates)
+        for link in links:
+            link.close()
+    return total
+
+
+def per_second(function, rows, seconds):
+    for _ in range(5):
+        function()
+    count, start = 0, time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        function()
+        count += 1
+    return count * rows / (time.perf_counter() - start)
+
+
+def memory(cut, address):
+    """Resident memory of a process that is an edge worker and no more."""
+    output = subprocess.run(
+        [sys.executable, __file__, "--edge", str(cut / "segment_0"), address],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    return show(what="edge process", **json.loads(output.splitlines()[-1]))
+
+
+def edge_process(bundle, address):
+    with EdgeWorker(bundle, address, insecure=True) as worker:
+        (spec,) = worker.bundle.manifest.stages[0].inputs
+        x = np.random.default_rng(0).normal(size=(64, *spec.shape[1:]))
+        for _ in range(20):
+            worker.predict(x.astype("float32"))
+        pages = pathlib.Path("/proc/self/statm").read_text().split()[1]
+        return {
+            "resident_mb": int(pages) * os.sysconf("SC_PAGE_SIZE") / 1e6,
+            "tensorflow": "tensorflow" in sys.modules,
+            "keras": "keras" in sys.modules,
+        }
+
+
+if __name__ == "__main__":
+    main()
