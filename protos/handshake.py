@@ -1,4 +1,4 @@
-"""One connection at the start, to see whether both sides believe each other.
+"""A connection at the start, to see whether both sides believe each other.
 
 To gRPC a certificate that is refused looks like a network that is down, so an
 edge would try again for ever. Here a plain TLS connection is made and the
@@ -28,10 +28,12 @@ _REASONS = {
     62: "is for another host. Use a host name that it was made for",
     64: "is for another IP address. Use an address that it was made for",
 }
+# Parts of what servers other than gRPC's say of a client's certificate.
+_ALERTS = ("ALERT_CERTIFICATE", "ALERT_BAD_CERTIFICATE", "ALERT_UNKNOWN_CA")
 
 
 def check_tls(target, security, timeout_s):
-    """Connects once and says why the two sides do not come together.
+    """Connects and says why the two sides do not come together.
 
     Args:
         target: `"host:port"` of a cloud worker.
@@ -48,16 +50,11 @@ def check_tls(target, security, timeout_s):
     """
     context = security.ssl_context()
     try:
-        with _connect(target, timeout_s) as connection:
-            if context is None:
-                connection.sendall(_PREFACE)
-                first = _first_bytes(connection)
-            else:
-                host, _ = split_address(target)
-                with context.wrap_socket(
-                    connection, server_hostname=host
-                ) as secured:
-                    first = _first_bytes(secured)
+        # A worker that ends at this moment closes as one does that refuses;
+        # only the latter does it again.
+        first = _ask(target, context, timeout_s) or _ask(
+            target, context, timeout_s
+        )
         if not first and context is None and _speaks_tls(target, timeout_s):
             raise NotAllowed(
                 f"Expected a server without TLS at {target}. Received: one "
@@ -73,6 +70,8 @@ def check_tls(target, security, timeout_s):
     except (ssl.SSLEOFError, ssl.SSLZeroReturnError) as error:
         raise _unavailable(target, "the connection was closed") from error
     except ssl.SSLError as error:
+        if any(alert in str(error.reason) for alert in _ALERTS):
+            raise NotAllowed(_why_closed(target, security)) from error
         raise NotAllowed(
             f"Expected a server with TLS at {target}. Received: "
             f"{_shown(error)}. Start the cloud worker with a certificate, and "
@@ -115,6 +114,17 @@ def read_certificate(path):
 
 def _connect(target, timeout_s):
     return socket.create_connection(split_address(target), timeout_s)
+
+
+def _ask(target, context, timeout_s):
+    """What a server says first; nothing if it closes the connection."""
+    with _connect(target, timeout_s) as connection:
+        if context is None:
+            connection.sendall(_PREFACE)
+            return _first_bytes(connection)
+        host, _ = split_address(target)
+        with context.wrap_socket(connection, server_hostname=host) as secured:
+            return _first_bytes(secured)
 
 
 def _first_bytes(connection):

@@ -26,7 +26,8 @@ def channel_options(max_message_bytes):
         ("grpc.http2.max_pings_without_data", 0),
         # Back within two seconds of the cloud's return.
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 100),
+        # How long an attempt to connect may take, for all its name says.
+        ("grpc.min_reconnect_backoff_ms", 5_000),
         ("grpc.max_reconnect_backoff_ms", 1_000),
         # One retry loop, ours: it knows the deadline and the budget.
         ("grpc.enable_retries", 0),

@@ -104,12 +104,13 @@ def encode(array, codec="float32", rng=None, *, finite=True):
             f"Received: an array of dtype {array.dtype}. Convert it first."
         )
     stored = np.ascontiguousarray(stored, _WIRE[message.dtype])
-    message.data = stored.tobytes()
     if codec.is_compressed:
         short = zstandard.ZstdCompressor(level=_ZSTD_LEVEL).compress(stored)
         if len(short) < stored.nbytes:
             message.data = short
             message.compression = split_pb2.ZSTD
+            return message
+    message.data = stored.tobytes()
     return message
 
 

@@ -166,6 +166,8 @@ def test_the_commands_to_go_on_with(run, tmp_path):
         ["--cloud", "-a"],
         ["--cloud", ""],
         ["--cloud", "x" * 64],
+        ["--cloud", "10.0.0.256"],
+        ["--cloud", "fe80::1%eth0"],
         ["--edge", ""],
         ["--edge", "../x"],
         ["--edge", ".."],

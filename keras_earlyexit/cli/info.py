@@ -136,6 +136,7 @@ def _output_shapes(net):
 
 
 def load_model(path):
+    """Loads a `.keras` file, or says what is wrong with it."""
     how = "Give a file that `model.save('name.keras')` wrote."
     if not path.exists():
         raise CommandError(f"There is no file '{path}'. {how}", ExitCode.INPUT)

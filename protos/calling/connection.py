@@ -128,7 +128,9 @@ def connect(
     except CloudUnavailable as error:
         channel.close()
         if not isinstance(error, DeadlinePassed):
-            _explain(target, security, timeout_s)
+            # It says what gRPC does not, and raises itself unless the peer is
+            # there by now.
+            check_tls(target, security, timeout_s)
         raise
     except BaseException:
         channel.close()
@@ -166,11 +168,3 @@ def _check_hello(hello):
             f"Received: a generation of {len(hello.generation)} characters "
             f"and max_rows={hello.max_rows}. Update the cloud worker."
         )
-
-
-def _explain(target, security, timeout_s):
-    """Raises what a channel that did not come up hides, if it hides it."""
-    try:
-        check_tls(target, security, timeout_s)
-    except CloudUnavailable:
-        pass

@@ -1,7 +1,6 @@
 """Workers as real processes, which can be killed, frozen and started again."""
 
 import contextlib
-import ctypes
 import json
 import os
 import pathlib
@@ -28,7 +27,8 @@ class CloudProcess:
         self.address = f"127.0.0.1:{free_port()}"
         self._log = log
         self._command = [
-            *(sys.executable, "-m", "cloud_worker", "serve", "--insecure"),
+            *(sys.executable, "-c", _END_WITH_PARENT),
+            *("-m", "cloud_worker", "serve", "--insecure"),
             *("--bundle", str(bundle), "--listen", self.address),
             *options,
         ]
@@ -48,7 +48,6 @@ class CloudProcess:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            preexec_fn=end_with_parent,
         )
         self._reading = threading.Thread(
             target=self._read, args=(self._process, listening)
@@ -116,6 +115,10 @@ def free_port():
         return found.getsockname()[1]
 
 
-def end_with_parent():
-    """In the child: dies with the tests, however these end."""
-    ctypes.CDLL("libc.so.6").prctl(1, signal.SIGKILL)
+# Run by the child in front of the worker, and not as a `preexec_fn`: forking a
+# process with gRPC's threads in it may crash.
+_END_WITH_PARENT = """
+import ctypes, os, signal, sys
+ctypes.CDLL("libc.so.6").prctl(1, signal.SIGKILL)
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""

@@ -18,17 +18,19 @@ from protos.errors import WireError
 RUNS = 1_000_000
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300))
 def test_any_bytes(data):
     check(data)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300))
 def test_any_bytes_as_a_request(data):
     check(b"\0" + data)
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.binary(min_size=1, max_size=60).map(lambda x: b"\1" + x))
 def test_an_honest_message_that_was_changed(data):
     check(data)

@@ -2,6 +2,7 @@
 
 import contextlib
 import socket
+import ssl
 import threading
 import time
 from concurrent import futures
@@ -243,6 +244,56 @@ def test_another_kind_of_server(within):
     with answering(b"HTTP/1.1 400 Bad Request\r\n\r\n") as target:
         with pytest.raises(Refused, match="not HTTP/2"):
             check_tls(target, ClientSecurity(insecure=True), timeout_s=1)
+
+
+@contextlib.contextmanager
+def shaking_hands(pki, verify_mode, *, ends):
+    """A TLS server without gRPC that closes every connection.
+
+    It is gone after the first one if `ends`.
+    """
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(pki / "cloud.pem", pki / "cloud.key")
+    context.load_verify_locations(pki / "ca.pem")
+    context.verify_mode = verify_mode
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve():
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                if ends:
+                    listener.close()
+                with connection, contextlib.suppress(ssl.SSLError):
+                    context.wrap_socket(connection, server_side=True).close()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        # Wakes the thread up, which closing alone does not.
+        with contextlib.suppress(OSError):
+            listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+        listener.close()
+
+
+def test_a_worker_that_ends_meanwhile_is_no_refusal(pki, within):
+    with shaking_hands(pki, ssl.CERT_NONE, ends=True) as target:
+        with pytest.raises(CloudUnavailable, match="refused"):
+            check_tls(target, client(pki), timeout_s=1)
+
+
+@pytest.mark.parametrize(
+    ("cert", "reason"),
+    [(None, "asks for a client"), ("other_edge", "does not trust")]
+    + [("expired", "which expired on")],
+)
+def test_a_server_that_says_why_it_refuses(pki, cert, reason, within):
+    with shaking_hands(pki, ssl.CERT_REQUIRED, ends=False) as target:
+        with pytest.raises(NotAllowed, match=reason):
+            check_tls(target, client(pki, cert=cert), timeout_s=1)
 
 
 def test_what_a_certificate_says(pki):

@@ -9,7 +9,7 @@ import tracemalloc
 import numpy as np
 import pytest
 import zstandard
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protos import split_pb2
@@ -298,6 +298,7 @@ def lying(draw):
     return message
 
 
+@settings(deadline=None)
 @given(lying(), st.sampled_from([FEATURE, IMAGE, OPEN]))
 def test_any_lie_is_refused_or_harmless(message, spec):
     try:
