@@ -100,3 +100,13 @@ def test_drift(tmp_path):
     found = {row["traffic"]: row["alarms"] for row in rows}
     assert len(rows) == 10 and found["noise, strong"] == 3
     assert (tmp_path / "drift.png").stat().st_size > 5000
+
+
+def test_split_inference(tmp_path):
+    shown = run(EXAMPLES / "split_inference.py", "--output", tmp_path)
+    assert "same exit as the undivided model: 100.00%" in shown
+    assert "degraded" not in shown
+    shares = re.findall(
+        r"│ (?:exit_0|exit_1|final) │ \w+\s+│\s+([\d.]+)%", shown
+    )
+    assert sum(map(float, shares)) == pytest.approx(100, abs=0.2)

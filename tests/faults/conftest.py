@@ -40,9 +40,9 @@ def cloud(parts, tmp_path):
 @pytest.fixture
 def history(tmp_path):
     """A history that is written down, for whoever looks at a failure."""
-    found = History()
+    found = History(tmp_path / "history.jsonl")
     yield found
-    found.write(tmp_path / "history.jsonl")
+    found.close()
 
 
 @pytest.fixture

@@ -34,22 +34,35 @@ class Event:
 
 
 class History:
-    """Events of several threads, in the order in which they happened."""
+    """Events of several threads, in the order in which they happened.
 
-    def __init__(self):
-        self.events = []
+    They go straight into a file: there they outlive a failure, and take no
+    memory where memory is what is looked at.
+
+    Args:
+        path: File to write, a JSON object a line.
+    """
+
+    def __init__(self, path):
+        self._path = path
+        self._file = open(path, "w", encoding="utf-8")
         self._lock = threading.Lock()
 
     def add(self, process, type, id, value=None):
         with self._lock:
-            self.events.append(
-                Event(time.monotonic(), process, type, id, value)
-            )
+            event = Event(time.monotonic(), process, type, id, value)
+            self._file.write(f"{json.dumps(dataclasses.asdict(event))}\n")
 
-    def write(self, path):
-        """Writes the events as JSON lines, to look at after a failure."""
-        lines = (json.dumps(dataclasses.asdict(e)) for e in self.events)
-        path.write_text("\n".join(lines) + "\n")
+    @property
+    def events(self):
+        """All events so far, a list."""
+        with self._lock:
+            self._file.flush()
+            lines = self._path.read_text(encoding="utf-8").splitlines()
+        return [Event(**json.loads(line)) for line in lines]
+
+    def close(self):
+        self._file.close()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -214,8 +214,7 @@ def test_soak(cloud, edge, reference, history):
     assert found.is_clean, found
     warm = np.array(sizes[len(sizes) // 3 :], "float64")
     slope = np.polyfit(warm[:, 0], warm[:, 1], 1)[0] * 60
-    # What the history itself takes is some 0.3 MB a minute.
-    assert slope < 2e6, f"{slope / 1e6:.2f} MB a minute"
+    assert slope < 1e6, f"{slope / 1e6:.2f} MB a minute"
     assert np.ptp(warm[:, 2]) <= 8 and np.ptp(warm[:, 3]) <= 12
 
 
