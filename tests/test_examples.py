@@ -107,6 +107,6 @@ def test_split_inference(tmp_path):
     assert "same exit as the undivided model: 100.00%" in shown
     assert "degraded" not in shown
     shares = re.findall(
-        r"│ (?:exit_0|exit_1|final) │ \w+\s+│\s+([\d.]+)%", shown
+        r"│ (?:exit_0|exit_1|final)\s+│\s+\w+ │\s+([\d.]+)%", shown
     )
     assert sum(map(float, shares)) == pytest.approx(100, abs=0.2)
