@@ -6,6 +6,7 @@ import tempfile
 
 import numpy as np
 
+from cloud_worker.running import by_name
 from keras_earlyexit.bundle.reading import load_bundle
 
 
@@ -73,7 +74,7 @@ def warm_up(generation):
         arrays = [
             np.zeros((rows, *spec.shape[1:]), spec.dtype) for spec in specs
         ]
-        first.bundle.all_exits(arrays if len(arrays) > 1 else arrays[0])
+        first.bundle.all_exits(by_name(first.bundle, arrays))
 
 
 class Watch:

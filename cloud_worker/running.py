@@ -161,7 +161,7 @@ def _run(bundle, batch):
     if len(batch) > 1:
         parts = zip(*(item.arrays for item in batch), strict=True)
         arrays = tuple(np.concatenate(part) for part in parts)
-    routed = bundle.route(list(arrays) if len(arrays) > 1 else arrays[0])
+    routed = bundle.route(by_name(bundle, arrays))
     seconds = time.monotonic() - started
     if len(batch) == 1:
         found = [routed]
@@ -172,6 +172,12 @@ def _run(bundle, batch):
         for part, item in zip(found, batch, strict=True)
     ]
     return answers, seconds
+
+
+def by_name(bundle, arrays):
+    """Arrays in the order of a bundle's inputs, in the form that it takes."""
+    specs = bundle.manifest.stages[0].inputs
+    return {x.name: array for x, array in zip(specs, arrays, strict=True)}
 
 
 def split(routed, counts):

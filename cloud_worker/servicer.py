@@ -14,6 +14,7 @@ from protos.errors import CloudUnavailable, status_message, status_of
 from protos.identity import Identity, difference, protocol_differences
 from protos.security import edge_id_of
 from protos.tensors import decode_all
+from protos.training import EDGE_ID
 
 #: Requests of one stream at the same time.
 MAX_IN_FLIGHT = 256
@@ -29,9 +30,7 @@ class SplitServicer(split_pb2_grpc.SplitServicer):
         metrics: `Metrics`.
         max_deadline_s: The most seconds that a request is given.
         raw_input: Whether the model's own input is taken.
-        trainer: Answers the method `Train`: a function of the asynchronous
-            iterator of requests and the context that gives one of replies.
-            `None` where nothing is trained.
+        trainer: A `Trainer`, or `None` where nothing is trained.
     """
 
     def __init__(
@@ -56,6 +55,8 @@ class SplitServicer(split_pb2_grpc.SplitServicer):
 
     async def Hello(self, request, context):
         edge_id = edge_id_of(context.auth_context(), request.edge_id)
+        if request.mode == split_pb2.TRAIN and self._trainer is not None:
+            return await self._trainer.hello(request, edge_id)
         entrance, found = self._meet(request)
         _log_hello(request, edge_id, context.peer(), found)
         return messages.hello_reply(entrance, found)
@@ -77,7 +78,9 @@ class SplitServicer(split_pb2_grpc.SplitServicer):
             await context.abort(
                 grpc.StatusCode.UNIMPLEMENTED, "Nothing is trained here."
             )
-        async for reply in self._trainer(requests, context):
+        claimed = dict(context.invocation_metadata()).get(EDGE_ID, "")
+        edge_id = edge_id_of(context.auth_context(), claimed)
+        async for reply in self._trainer.train(requests, edge_id):
             yield reply
 
     def stop(self):

@@ -34,7 +34,8 @@ class EdgeConfig:
         allow_raw_input: Whether inputs may leave this machine.
         offload_rows_per_s: The most rows that are sent on in a second.
         max_offload_share: The largest share of rows that is sent on.
-        max_in_flight: Batches that may wait for the cloud worker.
+        max_in_flight: Batches of all callers that wait for the cloud worker
+            at the same time.
 
     Raises:
         ValueError: If one of them cannot be right.
@@ -53,7 +54,7 @@ class EdgeConfig:
     allow_raw_input: bool = False
     offload_rows_per_s: float | None = None
     max_offload_share: float | None = None
-    max_in_flight: int = 8
+    max_in_flight: int = 16
 
     def __post_init__(self):
         Codec.parse(self.codec)

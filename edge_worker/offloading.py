@@ -37,16 +37,15 @@ class Offloading:
         self._config = config
         self._security = config.security
         self._lock = threading.Lock()
-        is_input = config.offload == INPUT
-        self._kind = INPUT if is_input else FEATURES
-        self._link = self._make_link(self._kind)
+        self._kind = INPUT if config.offload == INPUT else FEATURES
+        self._links = {self._kind: self._make_link(self._kind)}
         self._measures = config.offload == AUTO and config.allow_raw_input
         self.choice = None
 
     @property
     def link(self):
         """The `Link` in use."""
-        return self._link
+        return self._links[self._kind]
 
     @property
     def kind(self):
@@ -69,53 +68,60 @@ class Offloading:
         features = {"feature": routed.feature[:rows]}
         if routed.carry is not None:
             features["carry"] = routed.carry[:rows]
-        if self._kind == FEATURES and not self._measures:
-            return self._link.submit(features, deadline_s)
         staying = routed.staying[:rows]
-        inputs = {
-            spec.name: array[staying]
-            for spec, array in zip(
-                self._manifest.stages[0].inputs, arrays, strict=True
-            )
-        }
+        specs = self._manifest.stages[0].inputs
         with self._lock:
-            if self._measures:
-                self._measures = False
+            if self._measures or self._kind == INPUT:
+                inputs = {
+                    spec.name: array[staying]
+                    for spec, array in zip(specs, arrays, strict=True)
+                }
+            # Where the worker is gone, nobody waits to hear it once more.
+            if self._measures and self.link.is_connected:
                 self._choose(features, inputs, deadline_s / 2)
-        sent = inputs if self._kind == INPUT else features
+            link, sent = self.link, features
+            if self._kind == INPUT:
+                sent = inputs
         left_s = deadline_s - (time.monotonic() - started)
-        return self._link.submit(sent, left_s)
+        return link.submit(sent, left_s)
 
     def close(self):
-        """Closes the link."""
-        self._link.close()
+        """Closes the links."""
+        for link in self._links.values():
+            link.close()
 
     def _choose(self, features, inputs, timeout_s):
         """Changes over to inputs where they are smaller and are taken."""
-        found = [
-            sum(
-                encode(array[:_MEASURED_ROWS], self._config.codec).ByteSize()
-                / len(array[:_MEASURED_ROWS])
-                for array in arrays.values()
-            )
-            for arrays in (features, inputs)
-        ]
+        try:
+            found = [self._size(arrays) for arrays in (features, inputs)]
+        except ValueError:
+            # No codec has a form for them, which sending them will say.
+            return
         self.choice = Choice(FEATURES, *found)
         if found[1] >= found[0]:
+            self._measures = False
             return
         link = self._make_link(INPUT)
         try:
             taken = link.connect(timeout_s)
         except (NotAllowed, VersionMismatch) as error:
             logger.info("inputs would be smaller and are not taken: %s", error)
-            taken = False
+            self._measures = taken = False
         if not taken:
             link.close()
             return
+        self._measures = False
         self.choice = dataclasses.replace(self.choice, kind=INPUT)
-        # Nothing waits on the other one: this is the first batch that is sent.
-        before, self._link, self._kind = self._link, link, INPUT
-        before.close()
+        # The other one stays: somebody may wait for answers on it.
+        self._links[INPUT], self._kind = link, INPUT
+
+    def _size(self, arrays):
+        """Bytes that a sample has on the wire."""
+        return sum(
+            encode(array[:_MEASURED_ROWS], self._config.codec).ByteSize()
+            / len(array[:_MEASURED_ROWS])
+            for array in arrays.values()
+        )
 
     def _make_link(self, kind):
         return Link.of(

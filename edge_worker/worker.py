@@ -5,22 +5,21 @@ import concurrent.futures
 import logging
 import time
 
-import numpy as np
-
 from edge_worker.capping import OffloadCap
 from edge_worker.config import EdgeConfig
+from edge_worker.merging import Merging
 from edge_worker.offloading import Offloading
-from edge_worker.results import CLOUD, DEGRADED, EDGE, SplitResult
 from edge_worker.stats import Stats
 from keras_earlyexit.bundle import Bundle, load_bundle
 from keras_earlyexit.bundle.answering import DEFAULT_BATCH_SIZE
 from keras_earlyexit.bundle.specs import fit_inputs, refuse_nan
-from protos.calling.answers import SECONDS
 from protos.errors import NotAllowed, SplitError, VersionMismatch
 
 logger = logging.getLogger("edge_worker")
 #: A link keeps its deadline. This is for the day on which it does not.
 _GRACE_S = 1.0
+#: Batches of one call that wait; each keeps its features in memory.
+_MAX_WAITING = 4
 
 
 class EdgeWorker:
@@ -137,10 +136,10 @@ class EdgeWorker:
         manifest = self._bundle.manifest
         specs = manifest.stages[0].inputs
         arrays = fit_inputs(x, specs, manifest.input_structure)
-        call = _Call(self._bundle.relative_costs)
+        call = Merging(self._bundle.relative_costs)
         waiting = collections.deque()
         for start in range(0, max(len(arrays[0]), 1), size):
-            if len(waiting) >= self.config.max_in_flight:
+            if len(waiting) >= _MAX_WAITING:
                 self._collect(call, *waiting.popleft())
             part = tuple(array[start : start + size] for array in arrays)
             sent = self._start(call, part)
@@ -210,58 +209,3 @@ class EdgeWorker:
             logger.warning(
                 "answers are degraded (%s): %s", type(error).__name__, error
             )
-
-
-class _Call:
-    """What is known of the samples of one call, batch by batch."""
-
-    def __init__(self, relative_costs):
-        self._costs = relative_costs
-        self._parts = []
-        self._found = []
-        self._rows = 0
-        self._bytes_up = self._bytes_down = 0
-        self.seconds = dict.fromkeys(("edge", "wait", *SECONDS), 0.0)
-
-    def add(self, routed, seconds):
-        """Takes what a batch has come to here; returns its first row."""
-        first, self._rows = self._rows, self._rows + len(routed.exit_index)
-        self._parts.append(routed)
-        self.seconds["edge"] += seconds
-        return first
-
-    def put(self, rows, answers):
-        """Takes answers for some rows, counted over all batches."""
-        self._found.append((rows, answers))
-        self._bytes_up += answers.bytes_up
-        self._bytes_down += answers.bytes_down
-        for name in SECONDS:
-            self.seconds[name] += answers.seconds[name]
-
-    def result(self):
-        """All of it as a `SplitResult`."""
-        predictions, exit_index, score = (
-            np.concatenate([getattr(part, name) for part in self._parts])
-            for name in ("predictions", "exit_index", "score")
-        )
-        answered_by = np.full(self._rows, EDGE, "<U8")
-        first = 0
-        for part in self._parts:
-            # Until there is an answer for them.
-            answered_by[first + part.staying] = DEGRADED
-            first += len(part.exit_index)
-        for rows, answers in self._found:
-            predictions[rows] = answers.predictions
-            exit_index[rows] = answers.exit_index
-            score[rows] = answers.score
-            answered_by[rows] = np.where(answers.degraded, DEGRADED, CLOUD)
-        return SplitResult(
-            predictions=predictions,
-            exit_index=exit_index,
-            score=score,
-            relative_cost=self._costs[exit_index],
-            answered_by=answered_by,
-            bytes_up=self._bytes_up,
-            bytes_down=self._bytes_down,
-            seconds=self.seconds,
-        )

@@ -30,6 +30,10 @@ _FIXES = {
     "give both sides the segments of that export.",
     "first stage": "Start a cloud worker with the segment that comes right "
     "after the edge's, or with the whole model.",
+    "raw input": "Have the edge worker send features, or start the cloud "
+    "worker with --allow-raw-input.",
+    "generation": "Say hello again: the cloud worker serves other "
+    "generations now.",
     "features": "Export the model once with `cut`, and give both sides the "
     "segments of that export.",
 }

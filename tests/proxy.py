@@ -7,9 +7,11 @@ each direction: `UP` goes to the server, `DOWN` comes from it.
 import asyncio
 import contextlib
 import dataclasses
+import socket
 import struct
 import threading
-import time
+
+from waiting import poll as poll
 
 UP, DOWN = "up", "down"
 _CHUNK = 65536
@@ -120,28 +122,26 @@ class Proxy:
     async def _reset(self):
         for writer in list(self._writers):
             with contextlib.suppress(OSError):
-                writer.get_extra_info("socket").setsockopt(1, 13, _LINGER_0)
+                writer.get_extra_info("socket").setsockopt(
+                    socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_0
+                )
             writer.transport.abort()
 
     async def _serve(self, reader, writer):
         self.num_connections += 1
-        try:
+        ends = {writer}
+        self._writers |= ends
+        with contextlib.suppress(OSError, asyncio.CancelledError):
             there = await asyncio.open_connection(*self.target)
-        except OSError:
-            writer.transport.abort()
-            return
-        self._writers |= {writer, there[1]}
-        try:
+            ends.add(there[1])
+            self._writers |= ends
             await asyncio.gather(
                 self._pump(UP, reader, there[1]),
                 self._pump(DOWN, there[0], writer),
             )
-        except (OSError, asyncio.CancelledError):
-            pass
-        finally:
-            for each in (writer, there[1]):
-                self._writers.discard(each)
-                each.transport.abort()
+        self._writers -= ends
+        for each in ends:
+            each.transport.abort()
 
     async def _pump(self, direction, reader, writer):
         """Forwards one direction of a connection."""
@@ -151,6 +151,7 @@ class Proxy:
             size = faults.slice_bytes or len(data)
             for start in range(0, len(data), size):
                 piece = data[start : start + size]
+                # As it is now: these pieces may have waited.
                 is_dead = is_dead or self.faults[direction].blackhole
                 if is_dead:
                     break
@@ -161,28 +162,12 @@ class Proxy:
                     self.recorded[direction] += piece
                 if faults.bytes_per_s:
                     await asyncio.sleep(len(piece) / faults.bytes_per_s)
-                self._send(writer, piece, faults.latency_s)
+                self._loop.call_later(faults.latency_s, _write, writer, piece)
             if not writer.transport.is_closing():
                 await writer.drain()
         raise OSError("closed")
-
-    def _send(self, writer, piece, latency_s):
-        if latency_s:
-            self._loop.call_later(latency_s, _write, writer, piece)
-        else:
-            _write(writer, piece)
 
 
 def _write(writer, piece):
     if not writer.transport.is_closing():
         writer.write(piece)
-
-
-def poll(condition, within_s=5.0):
-    """Waits for a condition; returns the seconds that it took."""
-    started = time.monotonic()
-    while not condition():
-        if time.monotonic() - started > within_s:
-            raise TimeoutError(f"not within {within_s} s: {condition}")
-        time.sleep(0.005)
-    return time.monotonic() - started

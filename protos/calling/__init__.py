@@ -3,5 +3,5 @@
 from protos.calling.answers import Answers as Answers
 from protos.calling.breaker import CircuitBreaker as CircuitBreaker
 from protos.calling.link import Link as Link
-from protos.calling.link import LinkOptions as LinkOptions
 from protos.calling.retry import RetryBudget as RetryBudget
+from protos.calling.settings import LinkOptions as LinkOptions

@@ -1,75 +1,26 @@
 """The calling side of a cut: asks the next worker, within a deadline."""
 
-import collections
 import concurrent.futures
 import dataclasses
 import itertools
-import secrets
 import threading
 import time
 
-from protos.calling.answers import Expects, Part, join
+from protos.calling.answers import Expects
+from protos.calling.asking import Asking
 from protos.calling.breaker import CircuitBreaker
 from protos.calling.connection import connect
 from protos.calling.connector import Connector
-from protos.calling.retry import Backoff, RetryBudget
-from protos.codecs import Codec
-from protos.errors import (
-    CircuitOpen,
-    CloudUnavailable,
-    DeadlinePassed,
-    Overloaded,
-    SplitError,
-    VersionMismatch,
-)
+from protos.calling.retry import Backoff
+from protos.calling.settings import LinkOptions
+from protos.errors import CloudUnavailable
 from protos.identity import Identity
 from protos.limits import Limits
 
-#: With less silence than this, a peer that owes replies is only slow.
-_STALLED_S = 0.5
 # Of the time for a hello, until there was one: a far peer needs more, a peer
 # that is gone should be asked soon again. Then some round trips, at least 1.
 _HELLO_TIMEOUTS = (1, 1, 4)
 _HELLO_ROUND_TRIPS = 5
-#: However long an overloaded peer wants to be left alone.
-_MAX_RETRY_AFTER_S = 2.0
-
-
-@dataclasses.dataclass(frozen=True)
-class LinkOptions:
-    """How a link behaves.
-
-    Args:
-        deadline_s: Seconds that a call may take, where it does not say.
-        codec: Name of the form in which features cross.
-        edge_id: What this side calls itself; empty where its certificate
-            does.
-        max_rows: Samples in one message, where the peer allows as many.
-        max_in_flight: Requests without a reply at the same time.
-        max_attempts: How often one call is tried.
-        hello_timeout_s: Seconds that a hello may take to a peer that is near.
-        probe_every_s: Seconds between two probes for a peer that is gone.
-        max_message_bytes: Largest message, both ways.
-    """
-
-    deadline_s: float = 2.0
-    codec: str = "float32"
-    edge_id: str = ""
-    max_rows: int = 256
-    max_in_flight: int = 8
-    max_attempts: int = 4
-    hello_timeout_s: float = 1.0
-    probe_every_s: float = 0.5
-    max_message_bytes: int = 4 << 20
-
-
-@dataclasses.dataclass
-class LinkStats:
-    """What a link has done so far."""
-
-    calls: int = 0
-    attempts: int = 0
-    retries: int = 0
 
 
 class Link:
@@ -102,34 +53,30 @@ class Link:
         self.identity = identity
         self.target = target
         options = LinkOptions(**options)
-        limits = Limits.for_specs(
-            [*identity.feature, prediction], options.max_rows
-        )
+        limits = _limits([*identity.feature, prediction], options.max_rows)
         self.options = options = dataclasses.replace(
-            options, max_message_bytes=limits.max_message_bytes
+            options,
+            max_rows=limits.max_rows,
+            max_message_bytes=limits.max_message_bytes,
         )
-        self._codec = Codec.parse(options.codec)
-        self._expects = Expects(prediction, identity.first_stage, num_exits)
         # Files that are wrong are an error now and not at the first sample.
         security.credentials(target)
-        self._breaker = CircuitBreaker(probe_every_s=options.probe_every_s)
-        self._budget = RetryBudget()
-        self._backoff = Backoff()
+        self._security = security
         self._hello_timeouts = itertools.cycle(
             options.hello_timeout_s * factor for factor in _HELLO_TIMEOUTS
         )
-        self._security = security
-        self._connector = Connector(
-            self._connect,
-            self._breaker,
-            self._backoff,
+        self._breaker = CircuitBreaker(probe_every_s=options.probe_every_s)
+        backoff = Backoff()
+        self._connector = Connector(self._connect, self._breaker, backoff)
+        self._asking = Asking(
+            self._connector,
+            options,
+            identity,
+            Expects(prediction, identity.first_stage, num_exits),
+            backoff,
         )
-        self._slots = threading.BoundedSemaphore(options.max_in_flight)
         self._lock = threading.Lock()
         self._pool = None
-        self._closing = threading.Event()
-        self._not_before = 0.0
-        self._stats = LinkStats()
 
     @classmethod
     def of(cls, manifest, target, security, first_stage=None, **options):
@@ -179,7 +126,7 @@ class Link:
     def stats(self):
         """Dict of what the link has done so far."""
         return {
-            **dataclasses.asdict(self._stats),
+            **self._asking.counts,
             "circuit_opened": self._breaker.times_opened,
         }
 
@@ -223,7 +170,7 @@ class Link:
             CloudUnavailable: If there is no answer in time.
             SplitError: If the worker or the request is broken.
         """
-        return self._infer(arrays, self._ends_at(deadline_s), request_id)
+        return self._asking.ask(arrays, self._ends_at(deadline_s), request_id)
 
     def submit(self, arrays, deadline_s=None, request_id=None):
         """As `infer`, without waiting.
@@ -237,11 +184,19 @@ class Link:
                 self._pool = concurrent.futures.ThreadPoolExecutor(
                     self.options.max_in_flight, "split-calls"
                 )
-            return self._pool.submit(self._infer, arrays, ends_at, request_id)
+            try:
+                return self._pool.submit(
+                    self._asking.ask, arrays, ends_at, request_id
+                )
+            except RuntimeError as error:
+                # The program ends, and no thread can be started any more.
+                future = concurrent.futures.Future()
+                future.set_exception(CloudUnavailable(str(error)))
+                return future
 
     def close(self):
         """Closes the connection. Calls under way fail."""
-        self._closing.set()
+        self._asking.close()
         self._connector.close()
         with self._lock:
             pool, self._pool = self._pool, None
@@ -275,139 +230,12 @@ class Link:
         seconds = self.options.deadline_s if deadline_s is None else deadline_s
         return time.monotonic() + seconds
 
-    def _infer(self, arrays, ends_at, request_id):
-        self._count("calls")
-        waiting, found, attempt = None, {}, 0
-        while True:
-            self._stay_away(ends_at)
-            connection = self._connector.ready(ends_at)
-            attempt += 1
-            if waiting is None:
-                parts = waiting = self._parts(arrays, connection, request_id)
-            waiting, error = self._attempt(waiting, connection, ends_at, found)
-            if error is None:
-                self._budget.succeeded()
-                return join([found[part] for part in parts])
-            wait_s = self._wait_s(error, attempt)
-            if wait_s is None or time.monotonic() + wait_s >= ends_at:
-                raise error
-            self._count("retries")
-            self._closing.wait(wait_s)
 
-    def _parts(self, arrays, connection, request_id):
-        names = [feature.name for feature in self.identity.feature]
-        arrays = [arrays[name] for name in names]
-        size = min(self.options.max_rows, connection.hello.max_rows)
-        # Edges may choose the same ids, and each has to be unique here.
-        prefix = f"{request_id[:32]}." if request_id else ""
-        return [
-            Part(
-                [array[start : start + size] for array in arrays],
-                self._codec,
-                f"{prefix}{secrets.token_hex(4 if prefix else 16)}",
-            )
-            for start in range(0, len(arrays[0]), size)
-        ]
-
-    def _attempt(self, parts, connection, ends_at, found):
-        """Sends requests and collects replies.
-
-        Returns the parts without an answer, and the error that says most of
-        them, `None` if all have one.
-        """
-        sent, failed, errors = collections.deque(), [], []
-
-        def collect():
-            part, *call = sent.popleft()
-            try:
-                found[part] = self._collect(part, *call, connection, ends_at)
-            except SplitError as error:
-                failed.append(part)
-                errors.append(error)
-                self._look_at(error, connection)
-            finally:
-                connection.done(part.request_id)
-                self._slots.release()
-
-        for part in parts:
-            # Whoever holds a slot collects first, or two could wait for each
-            # other.
-            while sent and not self._slots.acquire(blocking=False):
-                collect()
-            left_s = ends_at - time.monotonic()
-            if not sent and not self._slots.acquire(timeout=max(0.0, left_s)):
-                failed.append(part)
-                errors.append(_too_late())
-                continue
-            self._count("attempts")
-            content = part.content(connection.hello.generation, left_s)
-            future = connection.send(part.request_id, content)
-            sent.append((part, future, time.monotonic()))
-        while sent:
-            collect()
-        lasting = [x for x in errors if not isinstance(x, CloudUnavailable)]
-        return failed, (lasting or errors or [None])[0]
-
-    def _collect(self, part, future, sent_at, connection, ends_at):
-        try:
-            reply, num_bytes = future.result(
-                max(0.0, ends_at - time.monotonic())
-            )
-        except TimeoutError:
-            if connection.silent_s() >= _STALLED_S:
-                self._connector.lost(connection, opens=True)
-            raise _too_late() from None
-        round_trip_s = time.monotonic() - sent_at
-        return part.read(reply, num_bytes, self._expects, round_trip_s)
-
-    def _look_at(self, error, connection):
-        """Draws from an error what concerns calls to come."""
-        if isinstance(error, Overloaded):
-            wait_s = min(error.retry_after_s or 0.0, _MAX_RETRY_AFTER_S)
-            self._not_before = time.monotonic() + wait_s
-        elif isinstance(error, VersionMismatch) or (
-            isinstance(error, CloudUnavailable)
-            and not isinstance(error, DeadlinePassed)
-        ):
-            # The next connection says hello, which says what is wrong.
-            self._connector.lost(connection)
-
-    def _stay_away(self, ends_at):
-        """Leaves a peer alone that has asked for it."""
-        left_s = self._not_before - time.monotonic()
-        if left_s <= 0:
-            return
-        if self._not_before >= ends_at:
-            raise Overloaded(
-                "Expected a cloud worker with room. Received: one that asked "
-                f"to be left alone for {left_s:.3f} s more.",
-                left_s,
-            )
-        self._closing.wait(left_s)
-
-    def _wait_s(self, error, attempt):
-        """Seconds before a call is tried again, or `None` for never."""
-        if isinstance(error, VersionMismatch):
-            return 0.0 if attempt == 1 else None
-        if not isinstance(error, CloudUnavailable) or isinstance(
-            error, (DeadlinePassed, CircuitOpen)
-        ):
-            return None
-        if not self._budget.failed() or attempt >= self.options.max_attempts:
-            return None
-        wait_s = self._backoff.wait_s(attempt)
-        if isinstance(error, Overloaded):
-            # Never before it said, and not all at the same moment.
-            wait_s += error.retry_after_s or 0.0
-        return wait_s
-
-    def _count(self, name):
-        with self._lock:
-            setattr(self._stats, name, getattr(self._stats, name) + 1)
-
-
-def _too_late():
-    return DeadlinePassed(
-        "Expected an answer within the deadline. Received: none. Allow a "
-        "longer deadline, or look at the network and the cloud worker's load."
-    )
+def _limits(specs, max_rows):
+    """Limits for as many rows as can be one message."""
+    try:
+        return Limits.for_specs(specs, max_rows)
+    except ValueError:
+        if max_rows == 1:
+            raise
+        return _limits(specs, max_rows // 2)

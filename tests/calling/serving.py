@@ -124,7 +124,9 @@ class Servicer(split_pb2_grpc.SplitServicer):
     def _answer(self, request, reply):
         arrays = decode_all(request.tensors, self.identity.feature, self.limits)
         names = [feature.name for feature in self.identity.feature]
-        result = self.bundle.predict_exits(dict(zip(names, arrays, strict=True)))
+        result = self.bundle.predict_exits(
+            dict(zip(names, arrays, strict=True))
+        )
         reply.predictions.CopyFrom(encode(result.predictions))
         reply.exit_index.CopyFrom(encode(result.exit_index.astype("int32")))
         reply.score.CopyFrom(encode(result.score, finite=False))

@@ -1,0 +1,59 @@
+"""`edge-worker serve`: answers programs on this machine."""
+
+import signal
+import threading
+from typing import Annotated
+
+import typer
+
+from edge_worker.cli.shared import ExitCode
+
+
+def serve(
+    settings,
+    listen: Annotated[
+        str,
+        typer.Option(
+            help="Loopback host:port for HTTP; port 0 lets the system choose."
+        ),
+    ] = "127.0.0.1:8080",
+    grpc: Annotated[
+        str | None,
+        typer.Option(help="Loopback host:port for gRPC [default: none]."),
+    ] = None,
+):
+    """Answer other programs on this machine over HTTP, until told to stop.
+
+    POST /predict takes {"inputs": [...]}; GET /health and /stats say how it
+    goes. Each request is a line of JSON.
+    """
+    # They import gRPC.
+    from edge_worker.serving.grpc import GRPCServer
+    from edge_worker.serving.http import HTTPServer, check_loopback
+    from edge_worker.serving.requests import RequestLog
+
+    for address in filter(None, (listen, grpc)):
+        check_loopback(address)
+    stopped = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopped.set())
+    log = RequestLog()
+    with settings.start() as worker:
+        servers = [HTTPServer(listen, worker, log)]
+        if grpc is not None:
+            servers.append(GRPCServer(grpc, worker, log))
+        for server in servers:
+            server.start()
+        log.write(
+            f"listening on {servers[0].address}",
+            address=servers[0].address,
+            grpc_address=servers[1].address if grpc else None,
+            cloud=settings.config.target,
+            is_connected=worker.is_connected,
+        )
+        stopped.wait()
+        log.write("stopping")
+        for server in servers:
+            server.stop()
+        log.write("stopped", stats=worker.stats)
+    return ExitCode.OK

@@ -1,0 +1,1 @@
+"""Answers programs on the same machine: HTTP with JSON, and gRPC."""

@@ -1,0 +1,166 @@
+"""`edge-worker serve` as a process: HTTP, gRPC, limits and its end."""
+
+import contextlib
+import http.client
+import json
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from waiting import poll
+
+from edge_worker.serving.http import check_loopback
+from keras_earlyexit.bundle import load_bundle
+from protos import split_pb2, split_pb2_grpc
+from protos.calling.connection import library_version
+from protos.identity import PROTOCOL, Feature, Identity
+from protos.options import open_channel
+from protos.tensors import decode, encode
+
+
+class EdgeProcess:
+    def __init__(self, bundle, cloud, log, *options):
+        self.log = log
+        with open(log, "w") as file:
+            self.process = subprocess.Popen(
+                [
+                    sys.executable, "-m", "edge_worker", "serve",
+                    "--bundle", str(bundle), "--cloud", cloud, "--insecure",
+                    "--listen", "127.0.0.1:0", "--grpc", "127.0.0.1:0",
+                    *options,
+                ],
+                stdout=file,
+            )  # fmt: skip
+        poll(self._has_started, within_s=30)
+        first = self.lines()[0]
+        self.http, self.grpc = first["address"], first["grpc_address"]
+
+    def lines(self):
+        with open(self.log) as file:
+            return [json.loads(x) for x in file if x.endswith("\n")]
+
+    def _has_started(self):
+        if self.process.poll() is not None:
+            raise RuntimeError("it has ended")
+        return self.lines()
+
+    def ask(self, method, path, body=None, **headers):
+        """Status and content of an answer over HTTP."""
+        connection = http.client.HTTPConnection(self.http, timeout=10)
+        with contextlib.closing(connection):
+            if isinstance(body, (dict, list)):
+                body = json.dumps(body)
+            headers = {"Content-Type": "application/json", **headers}
+            connection.request(method, path, body, headers)
+            answer = connection.getresponse()
+            return answer.status, json.loads(answer.read())
+
+    def stop(self):
+        """Ends it as a service manager would; returns its exit status."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(20)
+
+
+@pytest.fixture(scope="module")
+def edge(exported, cloud, tmp_path_factory):
+    log = tmp_path_factory.mktemp("edge") / "log"
+    edge = EdgeProcess(exported.edge, cloud.address, log)
+    yield edge
+    if edge.process.poll() is None:
+        edge.stop()
+
+
+def test_predict(edge, rows, wanted):
+    code, content = edge.ask("POST", "/predict", {"inputs": rows.tolist()})
+    assert code == 200
+    answers = content["answers"]
+    assert [x["exit"] for x in answers] == wanted.exit_index.tolist()
+    np.testing.assert_allclose(
+        [x["prediction"] for x in answers], wanted.predictions, atol=1e-4
+    )
+    by_name = {"inputs": {"row": rows[:2].tolist()}}
+    assert edge.ask("POST", "/predict", by_name)[1]["answers"] == answers[:2]
+
+
+def test_health_and_stats(edge):
+    assert edge.ask("GET", "/health") == (200, {"status": "ok", "cloud": True})
+    code, stats = edge.ask("GET", "/stats")
+    assert code == 200 and "answered_by" in stats
+    assert edge.ask("GET", "/")[0] == 404
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "code"),
+    [
+        ("{", {}, 400),
+        ("[" * 100_000, {}, 400),
+        ({"inputs": []}, {}, 400),
+        ({"inputs": [[1, 2, 3]]}, {}, 400),
+        ({"inputs": [["a"] * 6]}, {}, 400),
+        ({"inputs": [[float("inf")] * 6]}, {}, 400),
+        ({"inputs": [[float("nan")] * 6]}, {}, 400),
+        ({"inputs": [[0] * 6] * 1025}, {}, 400),
+        ({"inputs": {"other": [[0] * 6]}}, {}, 400),
+        ({"inputs": [[0] * 6]}, {"Content-Type": "text/plain"}, 415),
+        ("", {"Content-Length": "99999999999"}, 413),
+        ("", {"Content-Length": "-1"}, 411),
+    ],
+)
+def test_bad_requests(edge, body, headers, code):
+    found, content = edge.ask("POST", "/predict", body, **headers)
+    assert found == code
+    assert "error" in content
+    assert edge.ask("GET", "/health")[0] == 200
+
+
+def test_each_request_is_a_line(edge, rows):
+    edge.ask("POST", "/predict", {"inputs": rows[:7].tolist()})
+    line = [x for x in edge.lines() if x["message"] == "request"][-1]
+    assert line["code"] == 200 and line["rows"] == 7 and line["how"] == "http"
+    assert sum(line["answered_by"].values()) == 7 and line["ms"] > 0
+
+
+def test_grpc(edge, exported, rows, wanted):
+    manifest = load_bundle(exported.edge).manifest
+    identity = Identity.of(manifest, 0)
+    with open_channel(edge.grpc, None, 1 << 22) as channel:
+        stub = split_pb2_grpc.SplitStub(channel)
+        hello = stub.Hello(
+            identity.hello(library_version=library_version()), timeout=5
+        )
+        assert hello.accepted
+        assert (hello.protocol_major, hello.protocol_minor) == PROTOCOL
+        reply = stub.Infer(
+            split_pb2.InferRequest(
+                request_id="a", generation=hello.generation,
+                tensors=[encode(rows)],
+            ),
+            timeout=5,
+        )  # fmt: skip
+        spec = Feature("exit_index", (None,), "int32")
+        np.testing.assert_array_equal(
+            decode(reply.exit_index, spec, 200), wanted.exit_index
+        )
+        later = Identity.of(manifest)
+        assert not stub.Hello(later.hello(), timeout=5).accepted
+        for request, code in (
+            ({"generation": "other"}, "FAILED_PRECONDITION"),
+            ({"generation": hello.generation}, "INVALID_ARGUMENT"),
+        ):
+            with pytest.raises(Exception) as raised:
+                stub.Infer(split_pb2.InferRequest(**request), timeout=5)
+            assert raised.value.code().name == code
+
+
+def test_only_this_machine():
+    assert check_loopback("127.0.0.1:80") == ("127.0.0.1", 80)
+    for address in ("0.0.0.0:80", "192.0.2.1:80", "example.org:80"):
+        with pytest.raises(ValueError, match="loopback"):
+            check_loopback(address)
+
+
+def test_sigterm_ends_it_in_order(edge):
+    assert edge.stop() == 0
+    assert [x["message"] for x in edge.lines()[-2:]] == ["stopping", "stopped"]
