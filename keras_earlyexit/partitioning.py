@@ -53,6 +53,7 @@ def partition(model, cuts):
     everything = {**here, **there}  # as model(x)
     ```
     """
+    check_has_exits(model)
     return networks(model, cuts, model.uses_final_confidence)
 
 

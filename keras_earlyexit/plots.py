@@ -7,9 +7,15 @@ function returns a `matplotlib.figure.Figure` of its own.
 
 import numpy as np
 
-# Okabe and Ito's colours, which stay apart for every kind of colour vision.
-_SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-_INK, _MUTED, _GRID = "#222222", "#666666", "#E3E3E3"
+from keras_earlyexit.drawing import (
+    INK,
+    MUTED,
+    SERIES,
+    add_legend,
+    finish,
+    make_figure,
+)
+
 _REFERENCE_MARKERS = "*PXDv^"
 _MOST_ROWS = 20
 
@@ -62,20 +68,20 @@ def accuracy_cost_curve(observations, references=None, chosen=None, path=None):
     scale = 1.0 if first.metric_name == "mean_absolute_error" else 100.0
     if references is None:
         references = {"plain model": first.exit_metrics()[-1]}
-    figure, axes = _figure(6.4, 4.8)
+    figure, axes = make_figure(6.4, 4.8)
     exits_drawn = []
     for k, (name, seen) in enumerate(named.items()):
-        color = _SERIES[k % len(_SERIES)]
+        color = SERIES[k % len(SERIES)]
         _, costs, values = seen.curve()
         axes.plot(100 * costs, scale * values, color=color, lw=2.2, label=name)
-        own = color if len(named) == 1 else _MUTED
+        own = color if len(named) == 1 else MUTED
         _draw_exits(axes, seen, scale, own, exits_drawn)
         if name in chosen:
             _draw_chosen(axes, seen, chosen[name], scale, color)
     for k, (name, place) in enumerate(references.items()):
         cost, value = (1.0, place) if np.ndim(place) == 0 else place
         marker = _REFERENCE_MARKERS[k % len(_REFERENCE_MARKERS)]
-        _mark(axes, 100 * cost, scale * value, marker, "white", name, 14, _INK)
+        _mark(axes, 100 * cost, scale * value, marker, "white", name, 14, INK)
     axes.set_xlabel("Mean relative cost (% of the plain model)")
     axes.set_ylabel(
         "Accuracy (%)"
@@ -83,8 +89,8 @@ def accuracy_cost_curve(observations, references=None, chosen=None, path=None):
         else "Mean absolute error (units of the label)"
     )
     axes.margins(0.08)
-    _legend(figure, axes)
-    return _finish(figure, path)
+    add_legend(figure, axes)
+    return finish(figure, path)
 
 
 def exit_histogram(
@@ -146,20 +152,20 @@ def exit_histogram(
     overall = np.bincount(taken, minlength=len(names)) / max(len(taken), 1)
     colors = _depth_colors(len(names))
     if labels is None:
-        figure, axes = _figure(6.4, 1.1 + 0.38 * len(names))
+        figure, axes = make_figure(6.4, 1.1 + 0.38 * len(names))
         _draw_overall(axes, overall, names, colors)
-        return _finish(figure, path)
+        return finish(figure, path)
     classes, by_class = _shares_by_class(taken, labels, len(names))
     if class_names is not None:
         classes = [str(class_names[k]) for k in classes]
     few = len(classes) <= _MOST_ROWS
     below = 0.27 * len(classes) if few else 4.5
     heights = [0.38 * len(names), below]
-    figure, (above, axes) = _figure(6.4, 1.7 + sum(heights), heights)
+    figure, (above, axes) = make_figure(6.4, 1.7 + sum(heights), heights)
     _draw_overall(above, overall, names, colors)
     draw = _draw_stacks if few else _draw_heat_map
     draw(axes, by_class, names, classes, colors)
-    return _finish(figure, path)
+    return finish(figure, path)
 
 
 def risk_curve(report, path=None):
@@ -181,21 +187,21 @@ def risk_curve(report, path=None):
     walk, level = report.walk, scale * report.epsilon
     costs, risks = 100 * walk.relative_costs, scale * walk.risks
     bounds = scale * walk.bounds
-    figure, axes = _figure(6.4, 4.4)
-    blue = _SERIES[0]
+    figure, axes = make_figure(6.4, 4.4)
+    blue = SERIES[0]
     axes.fill_between(costs, risks, bounds, color=blue, alpha=0.12, lw=0)
     label = f"mean loss of {report.n} samples"
     axes.plot(costs, risks, "--", color=blue, lw=1.6, label=label)
     label = f"bound on the risk ({report.method})"
     axes.plot(costs, bounds, color=blue, lw=2.2, label=label)
     label = f"allowed: {level:.3g}{unit}"
-    axes.axhline(level, color=_SERIES[1], lw=1.6, label=label)
+    axes.axhline(level, color=SERIES[1], lw=1.6, label=label)
     chosen = np.atleast_1d(report.threshold)
     label = "chosen: " + ", ".join(f"{value:.4g}" for value in chosen)
     if np.all(chosen == np.inf):
         label = "chosen: nobody leaves early"
     cost = 100 * report.expected_relative_cost
-    _mark(axes, cost, scale * report.risk_bound, "o", _INK, label, 10)
+    _mark(axes, cost, scale * report.risk_bound, "o", INK, label, 10)
     top = min(4 * level, max(bounds.max(), 1.5 * level))
     shown = costs[bounds <= top] if (bounds <= top).any() else costs
     pad = 0.05 * max(np.ptp(shown), 1.0)
@@ -204,8 +210,8 @@ def risk_curve(report, path=None):
     axes.set_xlabel("Mean relative cost (% of the plain model)")
     what = f"{report.risk}, {report.loss} loss".replace("_", " ")
     axes.set_ylabel(f"Risk{' (%)' if percent else ''}: {what}")
-    _legend(figure, axes)
-    return _finish(figure, path)
+    add_legend(figure, axes)
+    return finish(figure, path)
 
 
 def _draw_exits(axes, seen, scale, color, drawn):
@@ -220,7 +226,7 @@ def _draw_exits(axes, seen, scale, color, drawn):
     for name, cost, value in zip(seen.exit_names, costs, values, strict=True):
         # Below the curve; the last one to the left, where there is room.
         last = cost == costs.max()
-        _note(axes, name, cost, value, (-7 if last else 7, -9), _MUTED)
+        _note(axes, name, cost, value, (-7 if last else 7, -9), MUTED)
 
 
 def _draw_chosen(axes, seen, threshold, scale, color):
@@ -267,7 +273,7 @@ def _draw_overall(axes, shares, names, colors):
     axes.barh(rows, 100 * shares, color=colors, height=0.72)
     for row, share, color in zip(rows, shares, colors, strict=True):
         inside = share > 0.85
-        ink = _readable_on(color) if inside else _INK
+        ink = _readable_on(color) if inside else INK
         offset = (-5 if inside else 5, 0)
         _note(axes, f"{share:.1%}", 100 * share, row, offset, ink)
     axes.set_yticks(rows, names)
@@ -354,32 +360,4 @@ def _depth_colors(count):
 
 
 def _readable_on(color):
-    return _INK if np.dot(color[:3], (0.299, 0.587, 0.114)) > 0.5 else "white"
-
-
-def _figure(width, height, heights=None):
-    """A figure with axes above each other: one, or as many as `heights`."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
-    rows = 1 if heights is None else len(heights)
-    made = figure.subplots(rows, squeeze=False, height_ratios=heights)[:, 0]
-    for axes in made:
-        axes.set_axisbelow(True)
-        axes.grid(color=_GRID, lw=0.8)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.spines[["left", "bottom"]].set_color(_MUTED)
-        axes.tick_params(color=_MUTED, labelcolor=_INK)
-    return figure, made[0] if heights is None else made
-
-
-def _legend(figure, axes):
-    handles, labels = axes.get_legend_handles_labels()
-    place = "outside lower center"
-    figure.legend(handles, labels, loc=place, frameon=False, ncols=2)
-
-
-def _finish(figure, path):
-    if path is not None:
-        figure.savefig(path)
-    return figure
+    return INK if np.dot(color[:3], (0.299, 0.587, 0.114)) > 0.5 else "white"

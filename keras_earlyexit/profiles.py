@@ -9,7 +9,7 @@ import numbers
 
 import numpy as np
 
-from keras_earlyexit import profile_text
+from keras_earlyexit import json_values, profile_text
 from keras_earlyexit.measured import (
     Machine,
     MeasuredCost,
@@ -43,6 +43,8 @@ class DeviceProfile:
             batches of a size ran, the smaller sizes first: (B,) integers.
             `None` where the system does not tell.
         machine: The `Machine`, or `None`.
+        training: A `Timing` of a training step for each segment that was
+            measured, named as `segment_name` says.
 
     Raises:
         TypeError, ValueError: If a value is of another form or not finite, or
@@ -66,12 +68,14 @@ class DeviceProfile:
     plain: Timing | None = None
     peak_bytes: tuple | None = None
     machine: Machine | None = None
+    training: tuple = ()
 
     def __post_init__(self):
         put(self, "name", text)
         put_all(self, "batch_sizes", count)
         put_all(self, "stages", instance(Timing))
         put_all(self, "exits", instance(Timing))
+        put_all(self, "training", instance(Timing))
         rising = sorted(set(self.batch_sizes))
         if not rising or list(self.batch_sizes) != rising or not self.stages:
             raise ValueError(
@@ -86,7 +90,7 @@ class DeviceProfile:
             self._check_length("peak_bytes", self.peak_bytes)
         if self.machine is not None:
             put(self, "machine", instance(Machine))
-        for timing in (*self.exits, *self._parts()):
+        for timing in (*self.exits, *self.training, *self._parts()):
             for field in ("seconds", "p95_seconds", "joules"):
                 values = getattr(timing, field)
                 if values is not None:
@@ -180,6 +184,26 @@ class DeviceProfile:
             )
         stages = sum(self.at(x.seconds, batch_size) for x in self.stages)
         return self.exit_seconds(-1, batch_size) - stages
+
+    def training_seconds(self, first, last, batch_size=1):
+        """Seconds that a training step of some stages takes.
+
+        Args:
+            first: Name of the exit of the first of them.
+            last: Name of the exit of the last of them.
+            batch_size: Samples in the batch, a number above 0.
+
+        Returns:
+            A float; `None` if that was not measured.
+
+        Raises:
+            TypeError, ValueError: If `batch_size` cannot be.
+        """
+        wanted = segment_name(first, last)
+        for timing in self.training:
+            if timing.name == wanted:
+                return self.at(timing.seconds, batch_size)
+        return None
 
     def predicted_seconds(self, macs, batch_size=1):
         """Seconds that other stages would take here, by their MACs.
@@ -300,7 +324,7 @@ class DeviceProfile:
         Args:
             path: Where to; a file that is there is replaced.
         """
-        profile_text.write(path, self.to_json())
+        json_values.write(path, self.to_json())
 
     @classmethod
     def load(cls, path):
@@ -316,10 +340,15 @@ class DeviceProfile:
             OSError: If there is no such file.
             TypeError, ValueError: As in `from_json`.
         """
-        return cls.from_json(profile_text.read(path))
+        return cls.from_json(json_values.read(path))
 
     def __str__(self):
         return profile_text.table(self)
+
+
+def segment_name(first, last):
+    """Name of a segment in a profile, from those of its outer exits."""
+    return f"{first}..{last}"
 
 
 def _find(timings, wanted):

@@ -29,6 +29,7 @@ def profile(
     *,
     repeats=20,
     x=None,
+    training=False,
     clock=time.perf_counter,
     powercap=machine.POWERCAP,
 ):
@@ -45,6 +46,10 @@ def profile(
         repeats: Runs of everything for each batch size.
         x: Samples to run on, repeated to fill a batch: an array, or a list or
             dict of them. `None`: zeros.
+        training: Whether to measure training steps too, for `ee.plan_cut`:
+            of the whole model, and of both segments of each cut. The name of
+            a Keras optimizer, or `True` for `"adam"`. They are Keras' own, on
+            a copy of the model.
         clock: A function that returns seconds; for tests.
         powercap: Folder of the machine's energy counters; for tests.
 
@@ -66,7 +71,7 @@ def profile(
     """
     sizes = _checked_sizes(batch_sizes)
     repeats = count("repeats", repeats)
-    subject = _subject(model)
+    subject = _subject(model, training)
     meter = machine.EnergyMeter(powercap)
     found, peaks = [], []
     for size in sizes:
@@ -83,7 +88,7 @@ def profile(
             for run, timing in zip(runs, timings, strict=True)
             if run.kind == kind
         ]
-        for kind in ("stage", "exit", "plain")
+        for kind in ("stage", "exit", "plain", "training")
     }
     return DeviceProfile(
         name=subject.name,
@@ -100,6 +105,7 @@ def profile(
             backend=subject.backend,
             versions=machine.versions(),
         ),
+        training=by_kind["training"],
     )
 
 
@@ -116,8 +122,9 @@ def _checked_sizes(batch_sizes):
     return sizes
 
 
-def _subject(model):
+def _subject(model, training):
     """What is run of a model, by its kind."""
+    optimizer = "adam" if training is True else training
     # Who has not imported Keras cannot have made a model with it.
     if "keras" in sys.modules:
         from keras import Model
@@ -125,7 +132,18 @@ def _subject(model):
         if isinstance(model, Model):
             from keras_earlyexit import timed_runs
 
-            return timed_runs.of(model)
+            subject = timed_runs.of(model)
+            if not training:
+                return subject
+            from keras_earlyexit import timed_training
+
+            return timed_training.TrainingRuns(subject, model, optimizer)
+    if training:
+        raise ValueError(
+            "Expected a Keras model to measure training steps of. Received: "
+            f"training={training!r} for {type(model).__name__}. Leave it out, "
+            "or pass the model that the bundle was made of."
+        )
     if hasattr(model, "predict_exits"):
         return bundle_runs.BundleRuns(model)
     raise TypeError(

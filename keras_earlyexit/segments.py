@@ -179,6 +179,36 @@ class SegmentModel(keras.Model):
         """How the exits of the whole model are scored."""
         return policies.get(self.origin.policy)
 
+    def agreement(self, position):
+        """What two segments have to have in common to be trained together.
+
+        Args:
+            position: That of the later one of the two.
+
+        Returns:
+            A dict that JSON can hold, the same on both sides: what they were
+            cut from, the objective, what crosses between them, and the form
+            of the labels.
+        """
+        crossing = self.net.input
+        if position == self.position + 1:
+            crossing = self.net.output[FEATURE]
+        names, cut = self.origin.exit_names, self.origin.cuts[position - 1]
+        is_class = self.head.task == "classification"
+        labels = (None, *self.head.positions)
+        return {
+            "origin": dataclasses.asdict(self.origin),
+            "base": keras.saving.serialize_keras_object(self.base),
+            "head": self.head.get_config(),
+            "first_stage": names.index(cut) + 1,
+            "feature": [FEATURE, list(crossing.shape), _wide(crossing.dtype)],
+            "labels": [
+                "labels",
+                list(labels if is_class else (*labels, self.head.units)),
+                "int32" if is_class else "float32",
+            ],
+        }
+
     def call(self, inputs, training=None):
         outputs = dict(self.net(inputs, training=training))
         if not self.base.uses_final_confidence:
@@ -390,6 +420,12 @@ def _origin(model, objective):
         measured_cost=measured and dataclasses.asdict(measured),
         weights_sha256=_weights_sha256(model),
     )
+
+
+def _wide(dtype):
+    """The type of features between machines: half precision stays at home."""
+    is_float = keras.backend.is_float_dtype(dtype)
+    return "float32" if is_float else keras.backend.standardize_dtype(dtype)
 
 
 def _weights_sha256(model):

@@ -63,6 +63,7 @@ def _app():
     from keras_earlyexit.cli.doctor import doctor
     from keras_earlyexit.cli.info import info
     from keras_earlyexit.cli.merge import merge
+    from keras_earlyexit.cli.plan import plan
 
     app = typer.Typer(
         name=NAME,
@@ -91,7 +92,7 @@ def _app():
     ):
         pass
 
-    for command in (info, doctor, certs, merge):
+    for command in (info, doctor, certs, merge, plan):
         app.command(epilog=EXIT_CODES)(command)
     return app
 

@@ -1,8 +1,6 @@
 """`keras-earlyexit merge`: segments that were trained apart as one model."""
 
-import os
 import pathlib
-import tempfile
 from typing import Annotated
 
 import typer
@@ -14,6 +12,7 @@ from keras_earlyexit.cli.shared import (
     print_facts,
     print_json,
 )
+from keras_earlyexit.snapshots import save_model
 
 
 def merge(
@@ -45,7 +44,12 @@ def merge(
         model = ee.merge(*loaded)
     except (TypeError, ValueError) as error:
         raise CommandError(str(error), ExitCode.INPUT) from error
-    _save(model, output)
+    try:
+        save_model(model, output)
+    except OSError as error:
+        raise CommandError(
+            f"'{output}' cannot be written: {error.strerror}.", ExitCode.INPUT
+        ) from error
     facts = {
         "file": str(output),
         "name": model.name,
@@ -56,20 +60,6 @@ def merge(
     if as_json:
         print_json({**facts, "exits": list(model.exit_names)})
     else:
-        print_facts("Merged", facts)
+        count = f"{facts['parameters']:,}"
+        print_facts("Merged", {**facts, "parameters": count})
     return ExitCode.OK
-
-
-def _save(model, output):
-    """Whole or not at all: Keras writes in place."""
-    try:
-        with tempfile.TemporaryDirectory(
-            dir=output.parent, prefix=f".{output.stem}."
-        ) as folder:
-            path = os.path.join(folder, output.name)
-            model.save(path)
-            os.replace(path, output)
-    except OSError as error:
-        raise CommandError(
-            f"'{output}' cannot be written: {error.strerror}.", ExitCode.INPUT
-        ) from error

@@ -1,0 +1,1 @@
+"""Where to cut a model, from device speeds, the link and exit rates."""
