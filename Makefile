@@ -26,10 +26,15 @@ USABLE := import ensurepip, sys, venv; \
 	sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 
 # Tests need what the demo needs and more, so one environment serves both.
-DEMO_EXTRAS := data,report
+DEMO_EXTRAS := data,edge,report
 TEST_EXTRAS := test
 LINT_EXTRAS := lint
 DOCS_EXTRAS := docs
+
+# The second part: the same network over two processes.
+SPLIT_DEMO = echo "==> Splitting it: an edge and a cloud worker" && \
+	$(BIN) examples/split_inference.py --model demo/model.keras \
+	$(if $(DATA),--data $(DATA))
 
 # Quiet, so that what is printed are the steps and what went wrong.
 INSTALL := $(BIN) -m pip install --quiet --disable-pip-version-check \
@@ -62,6 +67,7 @@ help:
 demo: $(VENV)/.installed-demo
 	@echo "==> Running the demo"
 	@$(BIN) examples/demo.py $(if $(DATA),--data $(DATA)) $(ARGS)
+	$(if $(ARGS),,@$(SPLIT_DEMO))
 
 test: $(VENV)/.installed-test
 	@echo "==> Running the tests"

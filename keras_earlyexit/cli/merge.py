@@ -12,7 +12,6 @@ from keras_earlyexit.cli.shared import (
     print_facts,
     print_json,
 )
-from keras_earlyexit.snapshots import save_model
 
 
 def merge(
@@ -39,6 +38,7 @@ def merge(
         )
     loaded = [load_model(path) for path in segments]
     import keras_earlyexit as ee
+    from keras_earlyexit.snapshots import save_model
 
     try:
         model = ee.merge(*loaded)
