@@ -33,6 +33,10 @@ def main(arguments=None):
             ExitCode.MISSING,
         )
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments[:1] == ["serve"] and "--train" in arguments:
+        # Training has settings of its own, so it is a command of its own.
+        arguments.remove("--train")
+        arguments[0] = "train"
     try:
         code = typer.main.get_command(_app()).main(
             args=arguments, prog_name=NAME, standalone_mode=True
@@ -45,6 +49,9 @@ def main(arguments=None):
 
 
 def _app():
+    # Not at the top: it imports typer.
+    from cloud_worker.training.command import train
+
     app = typer.Typer(
         name=NAME,
         help="Answers what edge workers could not, in batches.",
@@ -69,6 +76,7 @@ def _app():
         pass
 
     app.command(epilog=EXIT_CODES)(_with_flags(serve))
+    app.command(epilog=EXIT_CODES)(train)
     return app
 
 

@@ -24,7 +24,7 @@ _HOMES = {
     "merge": "merging",
     "partition": "partitioning",
     "plan_cut": "planning.choosing",
-    "split": "segments",
+    "split": "splitting",
     "add_exits": "building",
     "strip_exits": "building",
 }

@@ -8,13 +8,12 @@ segments together again.
 
 import dataclasses
 import functools
-import hashlib
 from typing import NamedTuple
 
 import keras
 import numpy as np
 
-from keras_earlyexit import objectives, partitioning, policies
+from keras_earlyexit import objectives, policies
 from keras_earlyexit.checks import FiniteLoss, check_data
 from keras_earlyexit.exit_graph import FINAL_CONFIDENCE, confidence_name
 from keras_earlyexit.metrics import ExitMetrics
@@ -69,58 +68,6 @@ class Learned(NamedTuple):
 
     logs: dict
     outputs: dict
-
-
-def split(model, cuts="exit_0", base="eenet_v2"):
-    """Cuts a model into segments to be trained apart.
-
-    Trained one behind the other, each on the features of the one before, they
-    get the weights that `objective="hierarchical"` gives the whole model.
-
-    Args:
-        model: An `EarlyExitModel`.
-        cuts: Names of the early exits that segments end with.
-        base: Name, object or config of the objective of each segment.
-
-    Returns:
-        A tuple of `SegmentModel` that share the model's weights, one more
-        than there are cuts. They are not compiled.
-
-    Raises:
-        TypeError: If `model` has no exits, or `cuts` are no names.
-        ValueError: If a cut is unknown or in the wrong place, if the base
-            looks beyond the exits of one segment, or if a layer would be in
-            two segments.
-
-    Example:
-
-    ```python
-    edge, cloud = ee.split(model, "exit_0")
-    edge.compile("adam")
-    cloud.compile("adam")
-    learned = edge.learn(x, y)
-    cloud.learn(learned.outputs["feature"], y)
-    whole = ee.merge(edge, cloud)
-    ```
-    """
-    partitioning.check_has_exits(model)
-    _check_no_refiners(model)
-    objective = objectives.get("hierarchical", cuts=cuts, base=base)
-    objective = objective.for_head(model.head)
-    # Refuses layers that would be in two segments.
-    objective.groups(model)
-    origin = _origin(model, objective)
-    return tuple(
-        SegmentModel(
-            network,
-            model.head,
-            objective.base,
-            origin,
-            position,
-            name=f"{model.name}_segment_{position}",
-        )
-        for position, network in enumerate(partitioning.networks(model, cuts))
-    )
 
 
 @keras.saving.register_keras_serializable(package="keras_earlyexit")
@@ -403,46 +350,7 @@ class SegmentModel(keras.Model):
         )
 
 
-def _origin(model, objective):
-    policy = model.policy
-    if not model.has_given_policy and model.head.task != "regression":
-        policy = policies.get(objective.policy)
-    measured = model.measured_cost
-    return Origin(
-        name=model.name,
-        network=model.net.name,
-        exit_names=model.exit_names,
-        cuts=objective.cuts,
-        relative_costs=[float(cost) for cost in model.relative_costs],
-        policy=keras.saving.serialize_keras_object(policy),
-        has_given_policy=model.has_given_policy,
-        cost=model.cost,
-        measured_cost=measured and dataclasses.asdict(measured),
-        weights_sha256=_weights_sha256(model),
-    )
-
-
 def _wide(dtype):
     """The type of features between machines: half precision stays at home."""
     is_float = keras.backend.is_float_dtype(dtype)
     return "float32" if is_float else keras.backend.standardize_dtype(dtype)
-
-
-def _weights_sha256(model):
-    digest = hashlib.sha256()
-    for weight in model.net.weights:
-        value = np.ascontiguousarray(keras.ops.convert_to_numpy(weight.value))
-        digest.update(f"{value.shape}{value.dtype}".encode())
-        digest.update(value.tobytes())
-    return digest.hexdigest()
-
-
-def _check_no_refiners(model):
-    found = [x.name for x in model.exit_graph.refiners if x is not None]
-    if found:
-        raise ValueError(
-            "Expected a model whose exits are as `ee.add_exits` made them. "
-            f"Received: one with the layers {found} of objective "
-            f"{getattr(model.objective, 'name', None)!r} behind its exits. "
-            "Compile it with objective='hierarchical' first."
-        )

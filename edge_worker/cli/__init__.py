@@ -65,6 +65,7 @@ def _app():
     from edge_worker.cli.flags import with_flags
     from edge_worker.cli.infer import infer
     from edge_worker.cli.serve import serve
+    from edge_worker.training.command import train
 
     app = typer.Typer(
         name=NAME,
@@ -96,6 +97,7 @@ def _app():
 
     for command in (infer, serve, doctor):
         app.command(epilog=EXIT_CODES)(with_flags(command))
+    app.command(epilog=EXIT_CODES)(train)
     return app
 
 

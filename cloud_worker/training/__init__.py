@@ -1,0 +1,1 @@
+"""Training of the later segment, from what edges hand up."""

@@ -1,0 +1,222 @@
+"""`edge-worker train`: trains the first segment and feeds the next one."""
+
+import importlib.util
+import json
+import pathlib
+from typing import Annotated
+
+import typer
+
+from edge_worker.cli.shared import ExitCode
+from keras_earlyexit.cli.info import load_model
+from keras_earlyexit.cli.shared import CommandError, print_facts, print_json
+
+_PATH = pathlib.Path | None
+
+
+def train(
+    model: Annotated[
+        pathlib.Path,
+        typer.Option(help="The .keras file of the whole model, with exits."),
+    ],
+    data: Annotated[
+        str,
+        typer.Option(
+            help="Name of a data set, folder of images, .npz file with x and "
+            "y, or python:module:function."
+        ),
+    ],
+    cloud: Annotated[
+        str, typer.Option(help="host:port of a cloud worker that trains.")
+    ],
+    state: Annotated[
+        pathlib.Path,
+        typer.Option(help="Folder for checkpoint and journal."),
+    ] = pathlib.Path("edge_state"),
+    output: Annotated[
+        pathlib.Path, typer.Option(help="The .keras file to write at the end.")
+    ] = pathlib.Path("edge.keras"),
+    cut: Annotated[
+        str, typer.Option(help="Exit that this segment ends with.")
+    ] = "exit_0",
+    base: Annotated[
+        str, typer.Option(help="Objective of each segment.")
+    ] = "eenet_v2",
+    epochs: Annotated[
+        int, typer.Option(min=1, help="Passes over the data.")
+    ] = 1,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Samples in a batch.")
+    ] = 32,
+    optimizer: Annotated[
+        str, typer.Option(help="Keras' name of the optimizer.")
+    ] = "adam",
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Its learning rate.")
+    ] = None,
+    forward: Annotated[
+        str,
+        typer.Option(
+            help="Which samples go up: non_exited, all, or a share of them."
+        ),
+    ] = "non_exited",
+    codec: Annotated[
+        str, typer.Option(help="Form in which features cross.")
+    ] = "float32",
+    split: Annotated[
+        str, typer.Option(help="Split of a data set by name.")
+    ] = "train",
+    image_scale: Annotated[
+        float, typer.Option(help="What images, 0 to 255, are multiplied with.")
+    ] = 1.0,
+    seed: Annotated[
+        int, typer.Option(min=0, help="What orders and draws follow from.")
+    ] = 0,
+    journal_mb: Annotated[
+        int, typer.Option(min=1, help="Megabytes of the journal at most.")
+    ] = 256,
+    checkpoint_every: Annotated[
+        int, typer.Option(min=1, help="Batches between checkpoints.")
+    ] = 50,
+    tensorboard: Annotated[
+        _PATH, typer.Option(help="Folder for TensorBoard.")
+    ] = None,
+    ca: Annotated[
+        _PATH, typer.Option(help="PEM file of the cloud's authority.")
+    ] = None,
+    cert: Annotated[
+        _PATH, typer.Option(help="PEM file of this edge's certificate.")
+    ] = None,
+    key: Annotated[_PATH, typer.Option(help="PEM file of its key.")] = None,
+    token_file: Annotated[
+        _PATH, typer.Option(help="File whose first token is sent along.")
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option(help="Plain text; to a loopback address only.")
+    ] = False,
+    edge_id: Annotated[
+        str | None,
+        typer.Option(
+            help="What this edge calls itself [default: as its certificate, "
+            "or 'edge']."
+        ),
+    ] = None,
+    summary: Annotated[
+        _PATH, typer.Option(help="File to write the summary to, as JSON.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the summary as JSON.")
+    ] = False,
+):
+    """Train this segment; features and labels go up, inputs do not.
+
+    Killed and started again with the same options, it goes on where it was.
+    """
+    from protos.security import ClientSecurity, read_tokens
+
+    security = ClientSecurity(
+        ca=ca,
+        cert=cert,
+        key=key,
+        token=None if token_file is None else read_tokens(token_file)[0],
+        insecure=insecure,
+    )
+    callbacks = _callbacks(tensorboard)
+    loaded = load_model(model)
+    from edge_worker.training import data as sources
+    from edge_worker.training.trainer import EdgeTrainer
+    from keras_earlyexit.snapshots import save_model
+
+    input_shape = getattr(getattr(loaded, "net", loaded), "input_shape", None)
+    x, y, weight = sources.load(
+        data, split, (input_shape or (None,))[1:], image_scale
+    )
+    trainer = EdgeTrainer(
+        loaded,
+        cloud,
+        state,
+        cut=cut,
+        base=base,
+        optimizer=_optimizer(optimizer, learning_rate),
+        security=security,
+        edge_id=edge_id or ("" if cert else "edge"),
+        forward=_forward(forward),
+        codec=codec,
+        seed=seed,
+        journal_bytes=journal_mb << 20,
+        checkpoint_every=checkpoint_every,
+    )
+    with trainer:
+        trainer.fit(
+            x,
+            y,
+            weight,
+            epochs=epochs,
+            batch_size=batch_size,
+            callbacks=callbacks,
+            verbose=0 if as_json else "auto",
+        )
+        save_model(trainer.segment, output)
+    facts = _summary(trainer, output)
+    if summary is not None:
+        summary.write_text(f"{json.dumps(facts, indent=2)}\n")
+    if as_json:
+        print_json(facts)
+    else:
+        print_facts("Trained", _as_text(facts))
+    return ExitCode.OK
+
+
+def _optimizer(name, learning_rate):
+    import keras
+
+    config = {} if learning_rate is None else {"learning_rate": learning_rate}
+    return keras.optimizers.get({"class_name": name, "config": config})
+
+
+def _forward(text):
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _callbacks(tensorboard):
+    if tensorboard is None:
+        return []
+    if importlib.util.find_spec("tensorboard") is None:
+        raise CommandError(
+            "--tensorboard needs the package tensorboard. Install it with: "
+            "pip install tensorboard",
+            ExitCode.MISSING,
+        )
+    import keras
+
+    return [keras.callbacks.TensorBoard(tensorboard, write_graph=False)]
+
+
+def _summary(trainer, output):
+    cloud = trainer.cloud
+    return {
+        "file": str(output),
+        "batches": cloud.committed,
+        "bytes_up": cloud.bytes_up,
+        "bytes_down": cloud.bytes_down,
+        "cloud_loss": cloud.loss,
+        "cloud_accuracy": cloud.accuracy,
+        "cloud_idle_share": cloud.idle_share,
+        "reconnects": max(cloud.reconnects, 0),
+    }
+
+
+def _as_text(facts):
+    return {
+        "file": facts["file"],
+        "batches": f"{facts['batches']:,}",
+        "bytes up": f"{facts['bytes_up']:,}",
+        "bytes down": f"{facts['bytes_down']:,}",
+        "cloud loss": f"{facts['cloud_loss']:.4f}",
+        "cloud accuracy": f"{facts['cloud_accuracy']:.1%}",
+        "cloud waited": f"{facts['cloud_idle_share']:.0%} of the time",
+        "reconnects": f"{facts['reconnects']:,}",
+    }

@@ -1,0 +1,63 @@
+"""Which samples of a batch go up to be learned from there."""
+
+import math
+
+import numpy as np
+
+NON_EXITED, ALL = "non_exited", "all"
+#: Share of those that leave at the edge that goes up all the same.
+FLOOR = 0.25
+_SELECT = 2
+
+
+class Forwarding:
+    """Decides who is forwarded; the same each time it is asked.
+
+    Args:
+        forward: `"all"`; a share in (0, 1], drawn at random; or
+            `"non_exited"`: those who do not leave at the edge, everybody in
+            the first pass, and a quarter of those who leave, so that the
+            later segment neither starves nor sees hard samples alone.
+        seed: Integer that draws follow from.
+
+    Raises:
+        ValueError: If `forward` is none of these.
+    """
+
+    def __init__(self, forward=NON_EXITED, seed=0):
+        is_share = isinstance(forward, (int, float)) and 0 < forward <= 1
+        if isinstance(forward, bool) or not (
+            is_share or forward in (ALL, NON_EXITED)
+        ):
+            raise ValueError(
+                f"Expected forward={ALL!r}, {NON_EXITED!r} or a share above 0 "
+                f"and at most 1. Received: {forward!r} (of type "
+                f"{type(forward).__name__}). Choose one of them."
+            )
+        self._forward, self._seed = forward, seed
+
+    def rows(self, segment, outputs, number, sequence):
+        """The samples of a batch that go up.
+
+        Args:
+            segment: The `SegmentModel`, for who leaves.
+            outputs: What it gave for the batch, a dict of arrays.
+            number: The pass over the data.
+            sequence: The number of the batch.
+
+        Returns:
+            Indices in ascending order, at least one.
+        """
+        count = len(outputs["feature"])
+        if self._forward == ALL or (
+            self._forward == NON_EXITED and number == 0
+        ):
+            return np.arange(count)
+        rng = np.random.default_rng((self._seed, number, _SELECT, sequence))
+        if self._forward != NON_EXITED:
+            drawn = rng.permutation(count)[: math.ceil(self._forward * count)]
+            return np.sort(drawn)
+        leaves = np.reshape(segment.leaving(outputs), (count, -1)).all(axis=-1)
+        leavers = rng.permutation(np.flatnonzero(leaves))
+        drawn = leavers[: math.ceil(FLOOR * len(leavers))]
+        return np.sort(np.concatenate([np.flatnonzero(~leaves), drawn]))

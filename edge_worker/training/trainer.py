@@ -1,0 +1,378 @@
+"""Trains the earlier segment, and hands its features up to the later one.
+
+Two things run at the same time: steps of the edge's own segment, which write
+the features of each batch into a journal, and a thread that sends the journal.
+Nothing comes back but numbers of batches that the cloud has for good. Training
+waits for the network only while the journal is full.
+"""
+
+import contextlib
+import math
+import os
+import time
+
+import keras
+import numpy as np
+
+import keras_earlyexit as ee
+from edge_worker.training.batches import Batches, Iterated, labels_of
+from edge_worker.training.checkpoint import Checkpoint
+from edge_worker.training.forwarding import Forwarding
+from edge_worker.training.journal import Journal
+from edge_worker.training.progress import ProgressLine
+from edge_worker.training.sending import Sender
+from keras_earlyexit import snapshots
+from protos import split_pb2, training
+from protos.codecs import Codec
+from protos.security import ClientSecurity
+from protos.tensors import encode
+
+_ROUND = 3
+_POLL_S = 0.5
+
+
+class EdgeTrainer:
+    """Trains the edge's segment while a cloud worker trains the next one.
+
+    Features and labels go up; neither inputs nor gradients do. Killed at any
+    moment and made again with the same arguments, it goes on where it was:
+    from the last checkpoint, through the same batches.
+
+    Args:
+        model: An `EarlyExitModel`, or a `SegmentModel` that is compiled and
+            not the last one.
+        target: `"host:port"` of a cloud worker that trains the next segment.
+        state: Folder for checkpoint and journal.
+        cut: Name of the exit that the edge's segment ends with, for an
+            `EarlyExitModel`.
+        base: Objective of each segment, for an `EarlyExitModel`.
+        optimizer: The edge's optimizer, for an `EarlyExitModel`.
+        security: A `ClientSecurity`.
+        edge_id: What the edge calls itself; empty with a certificate.
+        forward: Which samples go up, see `Forwarding`.
+        codec: Form in which features cross, the name of a `Codec`; 8-bit ones
+            round at random.
+        seed: Integer that orders, draws and roundings follow from.
+        journal_bytes: Bytes of the journal at most.
+        checkpoint_every: Batches from one checkpoint to the next; there is
+            one more after each pass.
+
+    Raises:
+        TypeError: If `model` is none of these.
+        ValueError: If arguments are wrong, or the folder belongs to another
+            training.
+        OSError: If the folder cannot be used.
+
+    Example:
+
+    ```python
+    trainer = EdgeTrainer(model, "cloud:50051", "state", security=security)
+    with trainer:
+        history = trainer.fit(x, y, epochs=10)
+    trainer.segment.save("edge.keras")
+    ```
+    """
+
+    def __init__(
+        self,
+        model,
+        target,
+        state,
+        *,
+        cut="exit_0",
+        base="eenet_v2",
+        optimizer="adam",
+        security=None,
+        edge_id="edge",
+        forward="non_exited",
+        codec="float32",
+        seed=0,
+        journal_bytes=256 << 20,
+        checkpoint_every=50,
+    ):
+        self.segment = _segment(model, cut, base, optimizer)
+        self._agreement = self.segment.agreement(self.segment.position + 1)
+        self._forwarding = Forwarding(forward, seed)
+        self._codec, self._seed = Codec.parse(codec), seed
+        self._checkpoint_every = checkpoint_every
+        self._checkpoint = Checkpoint(
+            state,
+            {
+                "recipe": training.digest(self._agreement),
+                "forward": forward,
+                "codec": str(self._codec),
+                "seed": seed,
+            },
+        )
+        with contextlib.ExitStack() as closing:
+            closing.callback(self._checkpoint.close)
+            self.journal = Journal(
+                os.path.join(state, "journal"), journal_bytes
+            )
+            closing.callback(self.journal.close)
+            self._restore()
+            self._sender = Sender(
+                self.journal,
+                target,
+                security or ClientSecurity(),
+                self._agreement,
+                self._checkpoint.run,
+                edge_id,
+            )
+            hello = self._sender.start()
+            closing.pop_all()
+        self._max_rows = hello.max_rows if hello else math.inf
+        #: Batches that were made again and are not as in the journal.
+        self.differing = 0
+        self._waited_s = 0.0
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.close()
+
+    @property
+    def cloud(self):
+        """What the cloud worker has told, a `CloudProgress`."""
+        return self._sender.progress
+
+    def fit(
+        self,
+        x,
+        y=None,
+        sample_weight=None,
+        epochs=1,
+        batch_size=32,
+        shuffle=True,
+        augment=None,
+        validation_data=None,
+        callbacks=None,
+        verbose="auto",
+    ):
+        """Trains until all batches are committed in the cloud.
+
+        Epochs that were done before count: after `fit(epochs=10)` it takes
+        `epochs=20` to train ten more. Callbacks start anew after a crash;
+        weights, optimizer and random state do not.
+
+        Args:
+            x: Array of inputs; or an iterable of `(x, y)`, such as a
+                `tf.data.Dataset` that gives the same batches each time, or a
+                function of the epoch's number that returns one.
+            y: Array of labels.
+            sample_weight: Array (samples,) or `None`.
+            epochs: Passes over the data, those before included.
+            batch_size: Samples in a batch.
+            shuffle: Whether each pass has an order of its own.
+            augment: A function of a batch of inputs and a NumPy `Generator`
+                that returns another one.
+            validation_data: `(x, y)` for the edge's own exits.
+            callbacks: Keras callbacks; their model is the edge's segment.
+            verbose: 0 for silence, 1 for a line that moves, 2 for one line
+                each epoch; `"auto"` is 1 on a terminal, else 2.
+
+        Returns:
+            A Keras `History`. Beside the segment's own figures it has
+            `cloud_loss`, `cloud_accuracy`, `cloud_idle_share`,
+            `cloud_committed`, `forwarded` (share of samples), `bytes_up`,
+            `bytes_down` and `waited_s` (for room in the journal).
+
+        Raises:
+            ValueError: If data is wrong, the loss is not finite, or the
+                journal is damaged.
+            SplitError: If the cloud worker refuses.
+        """
+        batches = self._batches(
+            x, y, sample_weight, batch_size, shuffle, augment
+        )
+        history = keras.callbacks.History()
+        line = ProgressLine(verbose, epochs, self)
+        callbacks = keras.callbacks.CallbackList(
+            [*_as_list(callbacks), line, history],
+            model=self.segment,
+            epochs=epochs,
+            steps=len(batches) or None,
+            verbose=0,
+        )
+        self.segment.stop_training = False
+        callbacks.on_train_begin()
+        try:
+            while self._epoch < epochs and not self.segment.stop_training:
+                self._train_epoch(batches, callbacks, validation_data)
+            self._drain()
+        finally:
+            line.close()
+        callbacks.on_train_end()
+        return history
+
+    def close(self):
+        """Ends the sending; what is not committed stays in the journal."""
+        self._sender.close()
+        self.journal.close()
+        self._checkpoint.close()
+
+    def _batches(self, x, y, weight, batch_size, shuffle, augment):
+        if y is None:
+            return Iterated(x, augment, self._seed)
+        self.segment.head.check_labels(y)
+        if batch_size > self._max_rows:
+            raise ValueError(
+                f"Expected batches of at most {self._max_rows} samples, which "
+                f"the cloud worker takes. Received: batch_size={batch_size}. "
+                "Make it smaller, or start the cloud worker with a larger "
+                "max_batch."
+            )
+        return Batches(x, y, weight, batch_size, shuffle, augment, self._seed)
+
+    def _train_epoch(self, batches, callbacks, validation_data):
+        epoch = self._epoch
+        callbacks.on_epoch_begin(epoch)
+        found = batches.of_pass(epoch, self._index)
+        # One ahead: the last batch of a pass says that it is.
+        following = next(found, None)
+        while following is not None:
+            (x, y, weight), following = following, next(found, None)
+            callbacks.on_train_batch_begin(self._index)
+            logs = self._step(x, y, weight, ends_pass=following is None)
+            self._index += 1
+            self._sequence += 1
+            is_due = self._sequence % self._checkpoint_every == 0
+            if is_due and following is not None:
+                self._save()
+            callbacks.on_train_batch_end(self._index - 1, logs)
+        logs = self._means()
+        if validation_data is not None:
+            figures = self.segment.evaluate(
+                *validation_data, verbose=0, return_dict=True
+            )
+            logs.update({f"val_{k}": v for k, v in figures.items()})
+        self._epoch, self._index = epoch + 1, 0
+        self._sums, self._rows, self._sent = {}, 0, 0
+        self._save()
+        callbacks.on_epoch_end(epoch, {**logs, **self._cloud_logs()})
+
+    def _step(self, x, y, weight, ends_pass):
+        learned = self.segment.learn(x, y, weight)
+        if not math.isfinite(learned.logs["loss"]):
+            raise ValueError(
+                f"Expected a finite loss. Received: {learned.logs['loss']} in "
+                f"batch {self._sequence}. Lower the learning rate, or look at "
+                "the data."
+            )
+        rows = self._forwarding.rows(
+            self.segment, learned.outputs, self._epoch, self._sequence
+        )
+        labels = labels_of(y, self.segment.head)
+        self._record(
+            learned.outputs["feature"][rows],
+            labels[rows],
+            None if weight is None else weight[rows],
+            ends_pass,
+        )
+        for name, value in learned.logs.items():
+            before = self._sums.get(name, 0.0)
+            self._sums[name] = before + value * len(labels)
+        self._rows += len(labels)
+        self._sent += len(rows)
+        return self._means()
+
+    def _record(self, feature, labels, weight, ends_pass):
+        rng = np.random.default_rng(
+            (self._seed, self._epoch, _ROUND, self._sequence)
+        )
+        request = split_pb2.TrainRequest(
+            generation=self._sender.generation,
+            sequence=self._sequence,
+            tensors=[encode(feature, self._codec, rng)],
+            labels=encode(labels),
+            ends_pass=ends_pass,
+        )
+        if weight is not None:
+            request.sample_weight.CopyFrom(encode(weight))
+        request.crc32 = training.checksum(request)
+        content = request.SerializeToString(deterministic=True)
+        following = self.journal.next_sequence
+        if following is not None and self._sequence < following:
+            before = self.journal.read(self._sequence)
+            self.differing += before is not None and before != content
+            return
+        started = time.monotonic()
+        while not self.journal.append(self._sequence, content, _POLL_S):
+            self._sender.check()
+        self._waited_s += time.monotonic() - started
+        self._sender.check()
+
+    def _drain(self):
+        while not self.journal.wait_acknowledged(self._sequence, _POLL_S):
+            self._sender.check()
+
+    def _means(self):
+        logs = {k: v / max(self._rows, 1) for k, v in self._sums.items()}
+        return {**logs, "forwarded": self._sent / max(self._rows, 1)}
+
+    def _cloud_logs(self):
+        cloud = self.cloud
+        return {
+            "cloud_loss": cloud.loss,
+            "cloud_accuracy": cloud.accuracy,
+            "cloud_idle_share": cloud.idle_share,
+            "cloud_committed": cloud.committed,
+            "bytes_up": cloud.bytes_up,
+            "bytes_down": cloud.bytes_down,
+            "waited_s": self._waited_s,
+        }
+
+    def _save(self):
+        self._checkpoint.write(
+            snapshots.state_of(self.segment),
+            {
+                "epoch": self._epoch,
+                "index": self._index,
+                "sequence": self._sequence,
+                "sums": self._sums,
+                "rows": self._rows,
+                "sent": self._sent,
+            },
+        )
+
+    def _restore(self):
+        found = self._checkpoint.read()
+        if found is None:
+            self._epoch = self._index = self._sequence = 0
+            self._sums, self._rows, self._sent = {}, 0, 0
+            # Where a run starts from must not depend on what made the model.
+            self._save()
+            return
+        arrays, progress = found
+        snapshots.restore(self.segment, arrays)
+        self._epoch, self._index = progress["epoch"], progress["index"]
+        self._sequence = progress["sequence"]
+        self._sums = progress["sums"]
+        self._rows, self._sent = progress["rows"], progress["sent"]
+
+
+def _segment(model, cut, base, optimizer):
+    if isinstance(model, ee.EarlyExitModel):
+        model = ee.split(model, cut, base)[0]
+        model.compile(optimizer)
+    if not isinstance(model, ee.SegmentModel):
+        raise TypeError(
+            "Expected an EarlyExitModel or a SegmentModel. Received: "
+            f"{model!r} (of type {type(model).__name__}). Make one with "
+            "`ee.add_exits`."
+        )
+    if model.is_last or model.optimizer is None:
+        raise ValueError(
+            "Expected a segment that is compiled and not the last one. "
+            f"Received: '{model.name}'. Compile the first of `ee.split(...)`."
+        )
+    return model
+
+
+def _as_list(callbacks):
+    if callbacks is None:
+        return []
+    return (
+        list(callbacks) if isinstance(callbacks, (list, tuple)) else [callbacks]
+    )

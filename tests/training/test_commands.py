@@ -1,0 +1,212 @@
+"""Training with the commands: two processes, also when they are killed."""
+
+import importlib
+import json
+import os
+import pathlib
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+import pytest
+from training_data import BATCHES, arrays
+
+import keras_earlyexit as ee
+from keras_earlyexit import snapshots
+from keras_earlyexit.cli import main
+
+HERE = pathlib.Path(__file__).resolve().parent.parent
+ENVIRONMENT = {
+    "PYTHONPATH": os.pathsep.join((str(HERE), str(HERE.parent))),
+    "KERAS_BACKEND": "tensorflow",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+    "CUDA_VISIBLE_DEVICES": "",
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    keras.utils.set_random_seed(0)
+    row = keras.Input((8,), name="row")
+    x = row
+    for i in range(2):
+        x = keras.layers.Dense(8, activation="relu", name=f"dense_{i}")(x)
+        x = keras.layers.Dropout(0.2, seed=i, name=f"dropout_{i}")(x)
+    outputs = keras.layers.Dense(3, activation="softmax", name="head")(x)
+    model = ee.add_exits(keras.Model(row, outputs, name="small"), ["dropout_0"])
+    model.save(tmp_path / "model.keras")
+    x, y = arrays()
+    np.savez(tmp_path / "data.npz", x=x, y=y)
+    return tmp_path
+
+
+class Processes:
+    """Both sides in one folder, named so that several fit side by side."""
+
+    def __init__(self, folder, name):
+        self.folder, self.name = folder, name
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            self.port = taken.getsockname()[1]
+        self.running, self.environment, self.kills = {}, {}, 0
+
+    def path(self, what):
+        return self.folder / f"{self.name}_{what}"
+
+    def start(self, side, *options):
+        address = f"127.0.0.1:{self.port}"
+        shared = {
+            "--model": self.folder / "model.keras",
+            "--state": self.path(f"{side}_state"),
+            "--output": self.path(f"{side}.keras"),
+            "--learning-rate": 0.01,
+        }
+        if side == "edge":
+            shared |= {"--cloud": address}
+        else:
+            shared |= {"--listen": address}
+        arguments = [str(item) for pair in shared.items() for item in pair]
+        with open(self.path(f"{side}.log"), "ab") as log:
+            self.running[side] = subprocess.Popen(
+                [
+                    sys.executable,
+                    HERE / "training_commands.py",
+                    side,
+                    "--insecure",
+                    *arguments,
+                    *map(str, options),
+                ],
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **ENVIRONMENT, **self.environment},
+            )
+        return self.running[side]
+
+    def log(self, side):
+        return self.path(f"{side}.log").read_text()
+
+    def wait(self, side, seconds=120):
+        assert self.running[side].wait(seconds) == 0, self.log(side)
+
+    def kill(self, side):
+        process = self.running[side]
+        if process.poll() is None:
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait(10)
+            self.kills += 1
+
+    def finish(self):
+        """Ends the cloud, once the edge has ended; what both have become."""
+        self.wait("edge", 240)
+        self.running["cloud"].send_signal(signal.SIGTERM)
+        self.wait("cloud")
+        return [
+            snapshots.read(self.path("edge_state") / "checkpoint")[0],
+            snapshots.read(self.path("cloud_state") / "ledger")[0],
+        ]
+
+
+@pytest.fixture
+def run(folder):
+    made = []
+
+    def make(name):
+        made.append(Processes(folder, name))
+        return made[-1]
+
+    yield make
+    for processes in made:
+        for side in processes.running:
+            processes.kill(side)
+
+
+def step_of(processes):
+    """How far the edge's last checkpoint is."""
+    try:
+        found = snapshots.read(processes.path("edge_state") / "checkpoint")
+    except FileNotFoundError:
+        return 0
+    progress = found[1]["progress"]
+    return progress["sequence"] if progress else 0
+
+
+def bytes_of(states):
+    return [[array.tobytes() for array in arrays] for arrays in states]
+
+
+def test_train_and_merge(folder, run):
+    both = run("once")
+    cloud = both.start("cloud", "--commit-every", 5)
+    both.start(
+        "edge",
+        *("--data", folder / "data.npz", "--epochs", 4),
+        *("--codec", "uint8", "--json"),
+    )
+    both.finish()
+    assert "listening on 127.0.0.1" in both.log("cloud")
+    assert cloud.returncode == 0
+    text = both.log("edge")
+    facts = json.loads(text[text.index("{") : text.rindex("}") + 1])
+    assert facts["batches"] == 28 and facts["bytes_up"] > 28 * 32 * 8 / 4
+    parts = [str(both.path(f"{side}.keras")) for side in ("edge", "cloud")]
+    assert main(["merge", *parts, "-o", str(folder / "merged.keras")]) == 0
+    merged = keras.models.load_model(folder / "merged.keras")
+    data = np.load(folder / "data.npz")
+    found = merged(data["x"])
+    for name in ("exit_0", "final"):
+        right = np.asarray(found[name]).argmax(axis=-1) == data["y"]
+        assert right.mean() > 0.6, name
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(900)
+def test_killed_at_random_it_ends_as_if_nothing_had_happened(run):
+    """500 steps with 20 kills: all bytes of both sides are those of a calm run.
+
+    Optimizer and random state are among them.
+    """
+    epochs, seed = 500 // BATCHES, 0
+    print(f"--seed {seed}")
+    edge = (
+        *("--data", "python:training_data:batches", "--epochs", epochs),
+        *("--forward", "all", "--codec", "uint8+zstd"),
+        *("--checkpoint-every", 7),
+    )
+    cloud = ("--commit-every", 7)
+    calm = run("calm")
+    calm.start("cloud", "--commit-every", 20)
+    calm.start("edge", *edge)
+    expected = bytes_of(calm.finish())
+    rng, both = random.Random(seed), run("killed")
+    both.environment["SECONDS_A_BATCH"] = "0.03"
+    for _ in range(10):
+        both.start("cloud", *cloud)
+        both.start("edge", *edge)
+        goal = step_of(both) + rng.randrange(8, 40)
+        ends = time.monotonic() + 60
+        while step_of(both) < goal:
+            assert both.running["edge"].poll() is None, both.log("edge")
+            assert time.monotonic() < ends, both.log("cloud")
+            time.sleep(0.01)
+        sides = rng.sample(["edge", "cloud"], 2)
+        time.sleep(rng.uniform(0, 0.2))
+        both.kill(sides[0])
+        time.sleep(rng.uniform(0, 0.5))
+        both.kill(sides[1])
+    both.start("cloud", *cloud)
+    both.start("edge", *edge)
+    assert bytes_of(both.finish()) == expected
+    assert both.kills == 20
+
+
+@pytest.mark.parametrize("side", ["edge", "cloud"])
+def test_command_is_there(side, capsys):
+    command = importlib.import_module(f"{side}_worker.cli").main
+    assert command(["train", "--help"]) == 0
+    assert "--optimizer" in capsys.readouterr().out
+    assert command(["train", "--no-such-option"]) == 2

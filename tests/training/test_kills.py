@@ -1,0 +1,139 @@
+"""Both sides are killed at any moment, and nothing shows it in the weights."""
+
+import os
+import pathlib
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+from linear_training import LinearStepper, bytes_of, replay
+from training_child import POINTS
+
+from keras_earlyexit import snapshots
+
+HERE = pathlib.Path(__file__).resolve().parent.parent
+
+
+def free_port():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return taken.getsockname()[1]
+
+
+class Side:
+    """One side as a process, which is started again after it was killed."""
+
+    def __init__(self, log, *arguments):
+        self._log, self._arguments = log, list(map(str, arguments))
+        self.kills = 0
+        self.start()
+
+    def start(self, *more):
+        path = os.pathsep.join((str(HERE), str(HERE.parent)))
+        with open(self._log, "ab") as log:
+            self.process = subprocess.Popen(
+                [
+                    sys.executable,
+                    HERE / "training_child.py",
+                    *self._arguments,
+                    *map(str, more),
+                ],
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "PYTHONPATH": path},
+            )
+
+    def kill(self):
+        if self.process.poll() is None:
+            os.kill(self.process.pid, signal.SIGKILL)
+            self.process.wait(10)
+            self.kills += 1
+
+    def text(self):
+        return pathlib.Path(self._log).read_text()
+
+
+@pytest.fixture
+def sides(tmp_path):
+    made = []
+
+    def make(name, *arguments):
+        side = Side(tmp_path / f"{name}.log", *arguments)
+        made.append(side)
+        return side
+
+    yield make
+    for side in made:
+        side.kill()
+
+
+def check_done(edge, cloud, seconds=60):
+    ends = time.monotonic() + seconds
+    while edge.process.poll() is None and time.monotonic() < ends:
+        if cloud.process.poll() is not None:
+            cloud.kills += 1
+            cloud.start()
+        time.sleep(0.02)
+    assert edge.process.poll() == 0, edge.text() + cloud.text()
+
+
+def check_ledger(folder, steps):
+    arrays, facts = snapshots.read(folder / "ledger")
+    assert facts["steps"] == steps
+    assert facts["edges"]["edge-0"][1] == steps
+    found = LinearStepper()
+    found.restore(arrays)
+    assert bytes_of(found) == bytes_of(replay([(0, i) for i in range(steps)]))
+
+
+def kill_at_random(sides, tmp_path, steps, kills, seed):
+    rng, port = random.Random(seed), free_port()
+    cloud = sides("cloud", "cloud", tmp_path / "c", port)
+    edge = sides("edge", "edge", tmp_path / "e", port, steps)
+    for i in range(kills):
+        time.sleep(rng.uniform(0.3, 1.5))
+        side = (edge, cloud)[i % 2]
+        if edge.process.poll() is not None:
+            break
+        side.kill()
+        side.start()
+    check_done(edge, cloud)
+    check_ledger(tmp_path / "c", steps)
+    return edge.kills + cloud.kills
+
+
+def test_few_kills_of_both_sides(sides, tmp_path):
+    assert kill_at_random(sides, tmp_path, 3000, 4, seed=0) >= 2
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("seed", range(3))
+def test_many_kills_of_both_sides(sides, tmp_path, seed):
+    print(f"--seed {seed}")
+    assert kill_at_random(sides, tmp_path, 20_000, 20, seed) >= 20
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("point", POINTS)
+def test_kill_at_each_point_of_a_step(sides, tmp_path, point):
+    rng, port, steps = random.Random(point), free_port(), 400
+    cloud = sides("cloud", "cloud", tmp_path / "c", port)
+    edge = sides("edge", "edge", tmp_path / "e", port, steps)
+    cloud.kill()
+    kills = 0
+    while kills < 10:
+        cloud.start(point, rng.randrange(1, 8))
+        ends = time.monotonic() + 60
+        while cloud.process.poll() is None:
+            assert time.monotonic() < ends, cloud.text()
+            assert edge.process.poll() is None, edge.text()
+            time.sleep(0.01)
+        assert cloud.process.returncode == -signal.SIGKILL, cloud.text()
+        kills += 1
+    cloud.start()
+    check_done(edge, cloud)
+    check_ledger(tmp_path / "c", steps)
