@@ -20,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -30,6 +31,8 @@ from _shared import in_turn, ratio, write_report
 import keras_earlyexit as ee
 
 BATCH = 128
+_SETTLE_S = 0.25
+_BURST = 40
 HERE = pathlib.Path(__file__).resolve().parent
 EVERYBODY, NOBODY = (-np.inf, -np.inf), (np.inf, np.inf)
 
@@ -39,7 +42,7 @@ def main():
     parser.add_argument("--torch-python", help="a Python that has PyTorch")
     parser.add_argument("--eenets", help="a checkout of the authors' code")
     parser.add_argument("--jax", action="store_true")
-    parser.add_argument("--runs", type=int, default=100)
+    parser.add_argument("--runs", type=int, default=10, help="rounds")
     parser.add_argument("--output", type=pathlib.Path)
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -61,29 +64,33 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         mine = answers(pathlib.Path(folder) / "bundle")
         for part in ("exit_0", "final"):
-            rows += compare(part, mine, theirs, options.runs)
+            rows += compare(part, mine, theirs, options.runs, _BURST)
     steps = {
         "model_step": training_step(),
         "xla_step": training_step(jit_compile=True),
     }
-    rows += compare("step", steps, theirs, max(options.runs // 10, 3))
+    rows += compare("step", steps, theirs, max(options.runs // 2, 3), 3)
     for child in children:
         child.close()
     facts = {key: child.facts for key, child in enumerate(children)}
     write_report(options.output, rows, runs=options.runs, children=facts)
 
 
-def compare(part, mine, theirs, runs):
-    """Times all cases of one part in turn; prints and returns the rows."""
+def compare(part, mine, theirs, rounds, burst):
+    """Times all cases of one part in turn; prints and returns the rows.
+
+    In every round each case is called in a row, so that it is measured warm,
+    and what counts is the median of that row.
+    """
     found = {name: [] for name in (*mine, *theirs) if name.endswith(part)}
-    own = {name: mine[name] for name in found if name in mine}
-    for _ in range(runs):
-        # One after another, so that nobody shares the cores with somebody.
-        for name, seconds in in_turn(own, 1).items():
-            found[name] += seconds
-        for name in found:
+    for _ in range(rounds):
+        for name, seconds in found.items():
             if name in theirs:
-                found[name].append(theirs[name].seconds(name))
+                seconds.append(theirs[name].seconds(name, burst))
+                # Its threads wait for more work on the cores for a while.
+                time.sleep(_SETTLE_S)
+            else:
+                seconds.append(median(mine[name], burst))
     rows = []
     for name, seconds in found.items():
         row = {"case": name, "ms": 1000 * statistics.median(seconds)}
@@ -142,12 +149,16 @@ def training_step(**options):
 
 def answer_on_demand(cases):
     """The other end of a `Child`."""
-    in_turn(cases, 2)
     facts = {"cases": sorted(cases), "backend": keras.backend.backend()}
     print(json.dumps(facts), flush=True)
     for line in sys.stdin:
         name, runs = line.split()
-        print(statistics.median(in_turn(cases, int(runs))[name]), flush=True)
+        print(median(cases[name], int(runs)), flush=True)
+
+
+def median(function, runs):
+    """Median seconds of calls in a row, after one."""
+    return statistics.median(in_turn({"it": function}, runs)["it"])
 
 
 class Child:
@@ -164,9 +175,8 @@ class Child:
         self.facts = json.loads(self._process.stdout.readline())
         self.cases = self.facts["cases"]
 
-    def seconds(self, name):
-        # Twice, for as often does `in_turn` call what is timed here.
-        self._process.stdin.write(f"{name} 2\n")
+    def seconds(self, name, burst):
+        self._process.stdin.write(f"{name} {burst}\n")
         self._process.stdin.flush()
         return float(self._process.stdout.readline())
 

@@ -110,3 +110,15 @@ def test_split_inference(tmp_path):
         r"│ (?:exit_0|exit_1|final)\s+│\s+\w+ │\s+([\d.]+)%", shown
     )
     assert sum(map(float, shares)) == pytest.approx(100, abs=0.2)
+
+
+def test_split_training(tmp_path):
+    out = tmp_path / "out"
+    shown = run(EXAMPLES / "split_training.py", "--epochs", 2, "--output", out)
+    assert "edge and cloud" in shown and "all in the cloud" in shown
+    summary = json.loads((out / "summary.json").read_text())
+    # 1,000 samples in batches of 64, twice.
+    assert summary["batches"] == 32
+    assert 0 < summary["bytes_down"] <= 256 * 32
+    merged = keras.models.load_model(out / "merged.keras")
+    assert merged.exit_names == ("exit_0", "exit_1", "final")
