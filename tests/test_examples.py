@@ -9,6 +9,8 @@ import sys
 import keras
 import pytest
 
+import keras_earlyexit as ee
+
 EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
 
 pytestmark = pytest.mark.skipif(
@@ -121,4 +123,5 @@ def test_split_training(tmp_path):
     assert summary["batches"] == 32
     assert 0 < summary["bytes_down"] <= 256 * 32
     merged = keras.models.load_model(out / "merged.keras")
+    assert isinstance(merged, ee.EarlyExitModel)
     assert merged.exit_names == ("exit_0", "exit_1", "final")
