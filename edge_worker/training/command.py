@@ -133,9 +133,9 @@ def train(
     )
     trainer = EdgeTrainer(
         loaded,
+        cut,
         cloud,
         state,
-        cut=cut,
         base=base,
         optimizer=_optimizer(optimizer, learning_rate),
         security=security,

@@ -41,10 +41,10 @@ class EdgeTrainer:
     Args:
         model: An `EarlyExitModel`, or a `SegmentModel` that is compiled and
             not the last one.
+        cut: Name of the exit that the edge's segment ends with; `None` for a
+            `SegmentModel`, which knows it.
         target: `"host:port"` of a cloud worker that trains the next segment.
         state: Folder for checkpoint and journal.
-        cut: Name of the exit that the edge's segment ends with, for an
-            `EarlyExitModel`.
         base: Objective of each segment, for an `EarlyExitModel`.
         optimizer: The edge's optimizer, for an `EarlyExitModel`.
         security: A `ClientSecurity`.
@@ -66,7 +66,7 @@ class EdgeTrainer:
     Example:
 
     ```python
-    trainer = EdgeTrainer(model, "cloud:50051", "state", security=security)
+    trainer = EdgeTrainer(model, "exit_0", "cloud:50052", security=security)
     with trainer:
         history = trainer.fit(x, y, epochs=10)
     trainer.segment.save("edge.keras")
@@ -76,10 +76,10 @@ class EdgeTrainer:
     def __init__(
         self,
         model,
+        cut,
         target,
-        state,
+        state="edge_state",
         *,
-        cut="exit_0",
         base="eenet_v2",
         optimizer="adam",
         security=None,
@@ -354,6 +354,11 @@ class EdgeTrainer:
 
 def _segment(model, cut, base, optimizer):
     if isinstance(model, ee.EarlyExitModel):
+        if cut is None:
+            raise ValueError(
+                "Expected the name of an early exit as `cut`. Received: "
+                f"cut=None. Choose one of {', '.join(model.exit_names[:-1])}."
+            )
         model = ee.split(model, cut, base)[0]
         model.compile(optimizer)
     if not isinstance(model, ee.SegmentModel):

@@ -41,9 +41,11 @@ def cloud_segment(cut="exit_0"):
     return segment
 
 
-def edge_trainer(target, state, **options):
+def edge_trainer(target, state, cut="exit_0", **options):
     options = {"optimizer": keras.optimizers.SGD(0.1), **options}
-    return EdgeTrainer(build(), target, state, security=SECURITY, **options)
+    return EdgeTrainer(
+        build(), cut, target, state, security=SECURITY, **options
+    )
 
 
 def serial(epochs, batch_size=16, rounding=lambda x, *_: x):
@@ -147,11 +149,16 @@ def test_other_weights_are_refused(tmp_path):
     ):
         with pytest.raises(VersionMismatch, match="weights"):
             EdgeTrainer(
-                build(units=7), target, tmp_path / "e", security=SECURITY
+                build(units=7),
+                "exit_0",
+                target,
+                tmp_path / "e",
+                security=SECURITY,
             )
         with pytest.raises(VersionMismatch, match="recipe"):
             EdgeTrainer(
                 build(),
+                "exit_0",
                 target,
                 tmp_path / "f",
                 base="branchynet",
@@ -169,7 +176,9 @@ def test_other_thresholds_are_refused(tmp_path):
         model.policy = "max_probability"
         model.policy.threshold = 0.5
         with pytest.raises(VersionMismatch, match="policy"):
-            EdgeTrainer(model, target, tmp_path / "e", security=SECURITY)
+            EdgeTrainer(
+                model, "exit_0", target, tmp_path / "e", security=SECURITY
+            )
 
 
 def test_batches_that_the_cloud_would_not_take(tmp_path):
