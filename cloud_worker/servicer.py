@@ -19,6 +19,8 @@ from protos.training import EDGE_ID
 #: Requests of one stream at the same time.
 MAX_IN_FLIGHT = 256
 _MAX_LOGGED = 256
+# From gRPC's having received a request to its getting here.
+_ON_THE_WAY_S = 0.1
 
 
 class SplitServicer(split_pb2_grpc.SplitServicer):
@@ -88,8 +90,12 @@ class SplitServicer(split_pb2_grpc.SplitServicer):
         self._stopping.set()
 
     async def idle(self):
-        """Waits until no request is in flight."""
-        await self._idle.wait()
+        """Waits until no request is in flight, nor on its way here."""
+        while True:
+            await self._idle.wait()
+            await asyncio.sleep(_ON_THE_WAY_S)
+            if self._idle.is_set():
+                return
 
     def _meet(self, request):
         """The entrance for an edge, or what differs."""

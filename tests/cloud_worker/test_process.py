@@ -68,17 +68,19 @@ class Process:
     def end(self, timeout_s=30):
         """Waits for the end; returns the exit status."""
         try:
-            code = self._process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
+            return self._process.wait(timeout_s)
+        finally:
+            self.close()
+
+    def close(self):
+        """Ends it if it still runs, and closes what is read."""
+        if self._process.poll() is None:
             self._process.kill()
             self._process.wait()
-            raise
-        finally:
-            for thread in self._threads:
-                thread.join()
-            self._process.stdout.close()
-            self._process.stderr.close()
-        return code
+        for thread in self._threads:
+            thread.join()
+        self._process.stdout.close()
+        self._process.stderr.close()
 
 
 @pytest.fixture
@@ -91,12 +93,17 @@ def start():
 
     yield make
     for process in running:
-        if process._process.poll() is None:
-            process.signal(signal.SIGKILL)
-            process.end()
+        process.close()
 
 
 LOCAL = ("--insecure", "--listen", "127.0.0.1:0")
+
+
+def metrics_of(line):
+    """The metrics of the worker that logged a line of `listening`."""
+    url = f"http://127.0.0.1:{line['metrics_port']}/metrics"
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        return answer.read().decode()
 
 
 def test_it_serves_and_drains(start, folders):
@@ -122,10 +129,7 @@ def test_it_serves_and_drains(start, folders):
         stream = peer.stub.InferStream(iter(requests.get, None), timeout=30)
         requests.put(request_of(identity, features(3), id="a" * 32))
         assert next(stream).request_id == "a" * 32
-        url = f"http://127.0.0.1:{line['metrics_port']}/metrics"
-        with urllib.request.urlopen(url, timeout=10) as answer:
-            text = answer.read().decode()
-        assert 'cloud_worker_requests_total{code="OK"} 1.0' in text
+        assert 'cloud_worker_requests_total{code="OK"} 1.0' in metrics_of(line)
         process.signal(signal.SIGTERM)
         # Not serving is said first, while calls are still answered.
         assert next(watched).status == NOT_SERVING
@@ -144,16 +148,19 @@ def test_what_is_in_flight_is_answered(start, folders):
     whole = ee.load_bundle(folders / "whole")
     # A full batch is waited for, so that a request stays in flight.
     process = start(
-        *("--bundle", folders / "whole", "--max-delay-ms", 1500), *LOCAL
+        *("--bundle", folders / "whole", "--max-delay-ms", 3000),
+        *("--metrics-port", 0),
+        *LOCAL,
     )
-    with Client(process.listening()["address"]) as peer:
+    line = process.listening()
+    with Client(line["address"]) as peer:
         request = request_of(identity_of(whole), features(3))
         single = peer.stub.Infer.future(request, timeout=20)
         requests = queue.SimpleQueue()
         stream = peer.stub.InferStream(iter(requests.get, None), timeout=20)
         requests.put(request)
-        health = health_pb2_grpc.HealthStub(peer.channel)
-        health.Check(health_pb2.HealthCheckRequest(), timeout=10)
+        both = "cloud_worker_in_flight_requests 2.0"
+        poll(lambda: both in metrics_of(line), within_s=10)
         process.signal(signal.SIGTERM)
         assert single.result().request_id == request.request_id
         assert next(stream).status.code == 0
