@@ -46,6 +46,7 @@ _MODULES = (
     "routing",
     "surgery",
     "tasks",
+    "tuning",
 )
 
 __all__ = sorted(["__version__", *_HOMES, *_MODULES])
