@@ -42,6 +42,7 @@ PUBLIC = [
     "strip_exits",
     "surgery",
     "tasks",
+    "tuning",
 ]
 
 
