@@ -4,6 +4,8 @@ matplotlib is imported by the functions, and its state of the process is
 neither used nor changed.
 """
 
+import numpy as np
+
 # Okabe and Ito's colours, which stay apart for every kind of colour vision.
 SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 INK, MUTED, GRID = "#222222", "#666666", "#E3E3E3"
@@ -53,3 +55,15 @@ def finish(figure, path):
     if path is not None:
         figure.savefig(path)
     return figure
+
+
+def depth_colors(count):
+    """A colour for each exit: light for the first, dark for `final`.
+
+    The ends of the range would be lost on white, or on black.
+    """
+    from matplotlib import colormaps
+
+    return [
+        colormaps["YlGnBu"](depth) for depth in np.linspace(0.35, 0.78, count)
+    ]

@@ -12,9 +12,11 @@ from keras_earlyexit.drawing import (
     MUTED,
     SERIES,
     add_legend,
+    depth_colors,
     finish,
     make_figure,
 )
+from keras_earlyexit.network_picture import network as network
 
 _REFERENCE_MARKERS = "*PXDv^"
 _MOST_ROWS = 20
@@ -150,7 +152,7 @@ def exit_histogram(
             exit_names = [*(f"exit_{k}" for k in range(early)), *ends]
     names = _checked_names(taken, exit_names)
     overall = np.bincount(taken, minlength=len(names)) / max(len(taken), 1)
-    colors = _depth_colors(len(names))
+    colors = depth_colors(len(names))
     if labels is None:
         figure, axes = make_figure(6.4, 1.1 + 0.38 * len(names))
         _draw_overall(axes, overall, names, colors)
@@ -348,15 +350,6 @@ def _checked_names(taken, exit_names):
 
 def _threshold_of(chosen):
     return getattr(chosen, "threshold", chosen)
-
-
-def _depth_colors(count):
-    """Light for the first exit, dark for `final`."""
-    from matplotlib import colormaps
-
-    return [
-        colormaps["YlGnBu"](depth) for depth in np.linspace(0.3, 0.95, count)
-    ]
 
 
 def _readable_on(color):
