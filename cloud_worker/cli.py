@@ -7,77 +7,38 @@ import sys
 import types
 import typing
 
-from keras_earlyexit.cli.shared import (
-    EXIT_CODES,
-    ExitCode,
-    install_command,
-    version_of,
-)
+from keras_earlyexit.cli import apps
+from keras_earlyexit.cli.shared import EXIT_CODES, ExitCode
 
 NAME = "cloud-worker"
-
-# `main` says what is missing, so it has to be there without them.
-try:
-    import pydantic_settings  # noqa: F401
-    import typer
-except ModuleNotFoundError as error:
-    typer, _MISSING = None, error.name
 
 
 def main(arguments=None):
     """Runs the command; returns its exit status."""
-    if typer is None:
-        return _fail(
-            f"{NAME} needs the package {_MISSING}. Install it with: "
-            f"{install_command('split')}",
-            ExitCode.MISSING,
-        )
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments[:1] == ["serve"] and "--train" in arguments:
         # Training has settings of its own, so it is a command of its own.
         arguments.remove("--train")
         arguments[0] = "train"
-    try:
-        code = typer.main.get_command(_app()).main(
-            args=arguments, prog_name=NAME, standalone_mode=True
-        )
-    except SystemExit as exit_:
-        code = exit_.code
-    except KeyboardInterrupt:
-        return ExitCode.INTERRUPTED
-    return code or ExitCode.OK
+    return apps.run(NAME, _app, arguments, extra="split", code_of=_code_of)
 
 
 def _app():
-    # Not at the top: it imports typer.
+    # Not at the top: they import typer and pydantic.
     from cloud_worker.training.command import train
 
-    app = typer.Typer(
-        name=NAME,
-        help="Answers what edge workers could not, in batches.",
-        epilog=EXIT_CODES,
-        add_completion=False,
-        no_args_is_help=True,
-        pretty_exceptions_enable=False,
-    )
+    commands = [_with_flags(serve), train]
+    about = "Answers what edge workers could not, in batches."
+    return apps.app(NAME, about, commands, EXIT_CODES)
 
-    @app.callback()
-    def options(
-        version: typing.Annotated[
-            bool,
-            typer.Option(
-                "--version",
-                help="Show the version.",
-                is_eager=True,
-                callback=_print_version,
-            ),
-        ] = False,
-    ):
-        pass
 
-    app.command(epilog=EXIT_CODES)(_with_flags(serve))
-    app.command(epilog=EXIT_CODES)(train)
-    return app
+def _code_of(error):
+    if type(error).__name__ == "SettingsError":
+        return ExitCode.USAGE
+    code = apps.code_of(error)
+    if code == ExitCode.FAILED and isinstance(error, (TypeError, ValueError)):
+        return ExitCode.INPUT
+    return code
 
 
 def serve(config=None, print_config=False, **flags):
@@ -86,37 +47,25 @@ def serve(config=None, print_config=False, **flags):
     Each setting is also a key of the file behind --config and an environment
     variable, CLOUD_WORKER_ and its name; flags count most, then variables.
     """
-    from cloud_worker.config import SettingsError, load
+    from cloud_worker.config import load
 
-    try:
-        settings = load(config, **flags)
-    except SettingsError as error:
-        raise typer.Exit(_fail(str(error), ExitCode.USAGE)) from error
+    settings = load(config, **flags)
     if print_config:
         print(settings.as_toml(), end="")
-        return
-    code = _serve(settings)
-    if code:
-        raise typer.Exit(code)
-
-
-def _serve(settings):
+        return ExitCode.OK
     # gRPC is not needed before.
     from cloud_worker import forwarding, logs, server
 
     logs.configure(settings.log_level, sys.stdout)
-    try:
-        forwarder = forwarding.make(settings)
-        asyncio.run(server.serve(settings, forwarder))
-    except ImportError as error:
-        return _fail(str(error), ExitCode.MISSING)
-    except (ValueError, OSError) as error:
-        return _fail(str(error), ExitCode.INPUT)
+    forwarder = forwarding.make(settings)
+    asyncio.run(server.serve(settings, forwarder))
     return ExitCode.OK
 
 
 def _with_flags(command):
     """A command with a flag for each setting, so that none is forgotten."""
+    import typer
+
     from cloud_worker.config import Settings
 
     path = typing.Annotated[
@@ -163,14 +112,3 @@ def _kind(annotation):
     if typing.get_origin(annotation) is typing.Annotated:
         return _kind(typing.get_args(annotation)[0])
     return annotation if annotation in (int, float, bool, pathlib.Path) else str
-
-
-def _print_version(wanted: bool):
-    if wanted:
-        print(f"{NAME} {version_of('keras-earlyexit') or 'not installed'}")
-        raise typer.Exit()
-
-
-def _fail(message, code):
-    print(f"{NAME}: {message}", file=sys.stderr)
-    return code

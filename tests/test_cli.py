@@ -266,7 +266,7 @@ def test_doctor_reports_a_version_that_does_not_fit(run, monkeypatch):
 
 
 def test_without_typer_it_says_how_to_get_it(run, monkeypatch):
-    monkeypatch.setattr(cli, "typer", None)
+    monkeypatch.setitem(sys.modules, "typer", None)
     status, output, errors = run("doctor")
     assert (status, output) == (ExitCode.MISSING, "")
     assert 'pip install "keras-earlyexit[cli]"' in errors

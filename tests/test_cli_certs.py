@@ -33,7 +33,7 @@ def run(capsys, monkeypatch):
 
 
 def make(run, folder, *arguments):
-    status, output, errors = run("--out", folder, "--json", *arguments)
+    status, output, errors = run("--output", folder, "--json", *arguments)
     assert (status, errors) == (ExitCode.OK, "")
     return json.loads(output)
 
@@ -112,7 +112,7 @@ def test_nothing_is_overwritten(run, tmp_path):
     make(run, tmp_path, "--cloud", "a", "--edge", "b")
     before = {x: x.read_bytes() for x in tmp_path.rglob("*.*")}
     for options in (["--edge", "b"], ["--edge", "c", "--cloud", "a"]):
-        status, output, errors = run("--out", tmp_path, *options)
+        status, output, errors = run("--output", tmp_path, *options)
         assert (status, output) == (ExitCode.INPUT, "")
         assert "which exist" in errors
     assert before == {x: x.read_bytes() for x in tmp_path.rglob("*.*")}
@@ -129,17 +129,17 @@ def test_edges_are_added_to_the_same_authority(run, tmp_path):
 def test_a_damaged_authority_is_not_used(run, tmp_path, file):
     make(run, tmp_path, "--cloud", "a")
     (tmp_path / file).write_bytes(b"nonsense")
-    status, _, errors = run("--out", tmp_path, "--edge", "b")
+    status, _, errors = run("--output", tmp_path, "--edge", "b")
     assert status == ExitCode.INPUT and "authority" in errors
     (tmp_path / file).unlink()
-    status, _, errors = run("--out", tmp_path, "--edge", "b")
+    status, _, errors = run("--output", tmp_path, "--edge", "b")
     assert status == ExitCode.INPUT and "which exist" in errors
 
 
 def test_the_commands_to_go_on_with(run, tmp_path):
     folder = tmp_path / "my certificates"
     options = ["--cloud", "::1", "--edge", "e-1"]
-    status, output, _ = run("--out", folder, *options)
+    status, output, _ = run("--output", folder, *options)
     assert status == ExitCode.OK
     serve, infer = (
         shlex.split(line)
@@ -177,7 +177,7 @@ def test_the_commands_to_go_on_with(run, tmp_path):
     ],
 )
 def test_wrong_usage(run, tmp_path, options):
-    status, output, errors = run("--out", tmp_path / "new", *options)
+    status, output, errors = run("--output", tmp_path / "new", *options)
     assert (status, output) == (ExitCode.USAGE, "") and errors
     assert not (tmp_path / "new").exists()
 
@@ -185,7 +185,7 @@ def test_wrong_usage(run, tmp_path, options):
 def test_a_place_that_is_no_folder(run, tmp_path):
     file = tmp_path / "file"
     file.touch()
-    status, _, errors = run("--out", file, "--edge", "a")
+    status, _, errors = run("--output", file, "--edge", "a")
     assert status == ExitCode.INPUT and str(file) in errors
 
 
@@ -195,6 +195,6 @@ def test_without_cryptography(run, tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, name)
     monkeypatch.delattr(cli, "_pki")
     monkeypatch.setitem(sys.modules, "cryptography", None)
-    status, _, errors = run("--out", tmp_path, "--edge", "a")
+    status, _, errors = run("--output", tmp_path, "--edge", "a")
     assert status == ExitCode.MISSING
     assert "cryptography" in errors and "keras-earlyexit[split]" in errors

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from keras_earlyexit.cli.info import load_model
-from keras_earlyexit.cli.shared import CommandError, ExitCode
+from keras_earlyexit.cli.models import load_model
+from keras_earlyexit.cli.shared import ExitCode
 
 _PATH = pathlib.Path | None
 
@@ -71,32 +71,28 @@ def train(
     from protos.security import ServerSecurity
 
     logs.configure(log_level, sys.stdout)
-    try:
-        security = ServerSecurity(
-            cert=tls_cert,
-            key=tls_key,
-            client_ca=client_ca,
-            token_file=token_file,
-            insecure=insecure,
-        )
-        segment = _segment(model, cut, base, optimizer, learning_rate)
-        from cloud_worker.training.serving import serve
+    security = ServerSecurity(
+        cert=tls_cert,
+        key=tls_key,
+        client_ca=client_ca,
+        token_file=token_file,
+        insecure=insecure,
+    )
+    segment = _segment(model, cut, base, optimizer, learning_rate)
+    from cloud_worker.training.serving import serve
 
-        asyncio.run(
-            serve(
-                segment,
-                state,
-                listen,
-                security,
-                output,
-                commit_every=commit_every,
-                max_rows=max_batch,
-            )
+    asyncio.run(
+        serve(
+            segment,
+            state,
+            listen,
+            security,
+            output,
+            commit_every=commit_every,
+            max_rows=max_batch,
         )
-    except CommandError as error:
-        _fail(error, error.code)
-    except (ValueError, TypeError, OSError) as error:
-        _fail(error, ExitCode.INPUT)
+    )
+    return ExitCode.OK
 
 
 def _segment(model, cut, base, optimizer, learning_rate):
@@ -111,8 +107,3 @@ def _segment(model, cut, base, optimizer, learning_rate):
         keras.optimizers.get({"class_name": optimizer, "config": config})
     )
     return segment
-
-
-def _fail(error, code):
-    print(f"cloud-worker: {error}", file=sys.stderr)
-    raise typer.Exit(code) from error

@@ -1,9 +1,8 @@
 """What the commands share: errors and exit statuses."""
 
 import enum
-import sys
 
-from keras_earlyexit.cli.shared import CommandError
+from keras_earlyexit.cli import apps
 
 NAME = "edge-worker"
 
@@ -30,21 +29,13 @@ EXIT_CODES = (
 
 def code_of(error):
     """The `ExitCode` that belongs to an exception."""
-    if isinstance(error, CommandError):
-        return error.code
-    if isinstance(error, ImportError):
-        return ExitCode.MISSING
     # Known by name, as gRPC is not imported for --help.
     names = {kind.__name__ for kind in type(error).__mro__}
     if "Refused" in names:
         return ExitCode.REFUSED
-    if isinstance(error, OSError) or "BundleError" in names:
+    if "BundleError" in names:
         return ExitCode.INPUT
-    if isinstance(error, ValueError):
+    code = apps.code_of(error)
+    if code == ExitCode.FAILED and isinstance(error, ValueError):
         return ExitCode.USAGE
-    return ExitCode.FAILED
-
-
-def print_error(message):
-    """Prints a message to where errors go."""
-    print(f"{NAME}: {message}", file=sys.stderr)
+    return code

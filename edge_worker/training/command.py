@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from edge_worker.cli.shared import ExitCode
-from keras_earlyexit.cli.info import load_model
+from keras_earlyexit.cli.models import load_model
 from keras_earlyexit.cli.shared import CommandError, print_facts, print_json
 
 _PATH = pathlib.Path | None

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from keras_earlyexit.cli import options
 from keras_earlyexit.cli.shared import (
     CommandError,
     ExitCode,
@@ -27,8 +28,11 @@ _HOST = re.compile(rf"(?=.{{1,253}}$)(?!(.*\.)?[0-9]+$){_LABEL}(\.{_LABEL})*")
 
 
 def certs(
-    out: Annotated[
-        pathlib.Path, typer.Option("--out", help="Folder to write them to.")
+    output: Annotated[
+        pathlib.Path,
+        typer.Option(
+            "--output", "-o", "--out", help="Folder to write them to."
+        ),
     ],
     cloud: Annotated[
         list[str] | None,
@@ -50,16 +54,14 @@ def certs(
             "--days", min=1, max=_MAX_DAYS, help="How long they are valid."
         ),
     ] = _DAYS,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the paths as JSON.")
-    ] = False,
+    as_json: options.Json = False,
 ):
     """Make a private authority and certificates for a trial.
 
     In a folder that has an authority already, its certificates are added to.
     """
     hosts, edge_ids = _checked(cloud or [], edge or [])
-    contents, paths = _sign(out, hosts, edge_ids, days)
+    contents, paths = _sign(output, hosts, edge_ids, days)
     _write(contents)
     if as_json:
         print_json(paths)
@@ -123,7 +125,7 @@ def _sign(folder, hosts, edge_ids, days):
         except (OSError, ValueError) as error:
             raise CommandError(
                 f"Expected an authority in {ca} and {ca_key}. Received: "
-                f"files that cannot be used ({error}). Pass another --out.",
+                f"files that cannot be used ({error}). Pass another --output.",
                 ExitCode.INPUT,
             ) from error
     else:
@@ -147,7 +149,7 @@ def _write(contents):
     if present:
         raise CommandError(
             f"Expected places without a file. Received: {', '.join(present)}, "
-            "which exist. Pass another --out, or remove them.",
+            "which exist. Pass another --output, or remove them.",
             ExitCode.INPUT,
         )
     try:
@@ -161,7 +163,7 @@ def _write(contents):
     except OSError as error:
         raise CommandError(
             f"Expected a folder that can be written to. Received: "
-            f"{error.filename} ({error.strerror}). Pass another --out.",
+            f"{error.filename} ({error.strerror}). Pass another --output.",
             ExitCode.INPUT,
         ) from error
 

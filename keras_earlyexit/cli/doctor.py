@@ -6,10 +6,8 @@ import platform
 import sys
 import tempfile
 from importlib import metadata
-from typing import Annotated
 
-import typer
-
+from keras_earlyexit.cli import options
 from keras_earlyexit.cli.shared import (
     NAME,
     PACKAGES,
@@ -32,9 +30,7 @@ DEMO_DATA = "scikit-learn"
 
 
 def doctor(
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON instead of tables.")
-    ] = False,
+    as_json: options.Json = False,
 ):
     """Check this machine, and say what to install or mend."""
     facts = examine()

@@ -1,16 +1,14 @@
 """`keras-earlyexit info`: what a saved model is and costs."""
 
-import pathlib
-import zipfile
 from typing import Annotated
 
 import typer
 
+from keras_earlyexit.cli import options
+from keras_earlyexit.cli.models import load_model
 from keras_earlyexit.cli.shared import (
     CommandError,
     ExitCode,
-    hushed,
-    import_keras,
     print_facts,
     print_json,
     print_table,
@@ -19,17 +17,12 @@ from keras_earlyexit.cli.shared import (
 
 
 def info(
-    model: Annotated[
-        pathlib.Path,
-        typer.Argument(metavar="MODEL.keras", help="A saved Keras model."),
-    ],
+    model: options.Model = None,
     every: Annotated[
         bool,
         typer.Option("--all", help="List every legal cut and every layer."),
     ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON instead of tables.")
-    ] = False,
+    as_json: options.Json = False,
 ):
     """Show a model's size and cost, its exits, and where exits can go."""
     facts = describe_model(model)
@@ -133,32 +126,6 @@ def _output_shapes(net):
         names = getattr(net, "output_names", [x.name for x in outputs])
         output = dict(zip(names, outputs, strict=True))
     return {name: list(tensor.shape) for name, tensor in output.items()}
-
-
-def load_model(path):
-    """Loads a `.keras` file, or says what is wrong with it."""
-    how = "Give a file that `model.save('name.keras')` wrote."
-    if not path.exists():
-        raise CommandError(f"There is no file '{path}'. {how}", ExitCode.INPUT)
-    if path.is_dir():
-        raise CommandError(f"'{path}' is a folder. {how}", ExitCode.INPUT)
-    if path.suffix != ".keras" or not zipfile.is_zipfile(path):
-        raise CommandError(
-            f"'{path}' is not a Keras model in the .keras format. {how}",
-            ExitCode.INPUT,
-        )
-    keras = import_keras()
-    try:
-        with hushed():
-            return keras.models.load_model(path, compile=False)
-    except Exception as error:
-        reason = str(error).partition("Full object config")[0].strip()
-        raise CommandError(
-            f"Keras cannot load '{path}': it may hold layers that are neither "
-            "Keras' own nor keras_earlyexit's, or code, which this command "
-            f"never runs.\n{type(error).__name__}: {reason}",
-            ExitCode.INPUT,
-        ) from error
 
 
 def _print_model(facts, every):

@@ -5,10 +5,15 @@ from typing import Annotated
 
 import typer
 
-from keras_earlyexit.cli.info import load_model
+from keras_earlyexit.cli import options
+from keras_earlyexit.cli.models import (
+    check_output,
+    load_model,
+    save_model,
+)
 from keras_earlyexit.cli.shared import (
-    CommandError,
     ExitCode,
+    mendable,
     print_facts,
     print_json,
 )
@@ -22,34 +27,17 @@ def merge(
             help="The segments, in their order.",
         ),
     ],
-    output: Annotated[
-        pathlib.Path,
-        typer.Option("--output", "-o", help="The .keras file to write."),
-    ],
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON instead of a table.")
-    ] = False,
+    output: options.Output,
+    as_json: options.Json = False,
 ):
     """Put segments that were trained apart together again."""
-    if output.suffix != ".keras":
-        raise CommandError(
-            f"Expected an output that ends in .keras. Received: '{output}'.",
-            ExitCode.USAGE,
-        )
+    check_output(output, ".keras")
     loaded = [load_model(path) for path in segments]
     import keras_earlyexit as ee
-    from keras_earlyexit.snapshots import save_model
 
-    try:
+    with mendable():
         model = ee.merge(*loaded)
-    except (TypeError, ValueError) as error:
-        raise CommandError(str(error), ExitCode.INPUT) from error
-    try:
-        save_model(model, output)
-    except OSError as error:
-        raise CommandError(
-            f"'{output}' cannot be written: {error.strerror}.", ExitCode.INPUT
-        ) from error
+    save_model(model, output)
     facts = {
         "file": str(output),
         "name": model.name,

@@ -7,12 +7,14 @@ from typing import Annotated
 
 import typer
 
-from keras_earlyexit.cli.info import load_model
+from keras_earlyexit.cli import options
+from keras_earlyexit.cli.models import load_model
 from keras_earlyexit.cli.shared import (
     CommandError,
     ExitCode,
     how_to_get,
     hushed,
+    mendable,
     print_error,
     print_json,
     print_table,
@@ -27,16 +29,13 @@ _TRAINING_BATCH = 32
 
 
 def plan(
-    model: Annotated[
-        pathlib.Path,
-        typer.Argument(metavar="MODEL.keras", help="A saved Keras model."),
-    ],
     link: Annotated[
         str,
         typer.Option(
             help="Rate and round trip of the link, such as 10Mbit/s:20ms."
         ),
     ],
+    model: options.Model = None,
     edge: Annotated[
         pathlib.Path | None,
         typer.Option(help="Profile of the edge; without: this machine's."),
@@ -95,9 +94,7 @@ def plan(
             "--plot", help="Draw the plan to a .png, .svg or .pdf file."
         ),
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON instead of a table.")
-    ] = False,
+    as_json: options.Json = False,
 ):
     """Predict time and bytes for every cut of a model, and choose one."""
     given = {
@@ -110,7 +107,7 @@ def plan(
     import keras_earlyexit as ee
 
     devices, measured = _devices(loaded, edge, cloud, mode, batch_size)
-    try:
+    with mendable():
         found = ee.plan_cut(
             loaded,
             *devices,
@@ -123,8 +120,6 @@ def plan(
             pipelined=not one_by_one,
             **given,
         )
-    except (TypeError, ValueError) as error:
-        raise CommandError(str(error), ExitCode.INPUT) from error
     if picture is not None:
         _draw(found, picture)
     if as_json:

@@ -172,6 +172,15 @@ def print_text(what):
     Console(highlight=False).print(what, markup=False)
 
 
-def print_error(message):
-    """Prints a message to where errors go."""
-    print(f"{NAME}: {message}", file=sys.stderr)
+def print_error(message, name=NAME):
+    """Prints a message of a program to where errors go."""
+    print(f"{name}: {message}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def mendable(code=ExitCode.INPUT):
+    """Inside, what the library says of its arguments is for the user."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise CommandError(str(error), code) from error

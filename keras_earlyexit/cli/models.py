@@ -1,0 +1,104 @@
+"""Models as files: read with care, written whole or not at all."""
+
+import os
+import pathlib
+import zipfile
+
+from keras_earlyexit.cli.shared import (
+    CommandError,
+    ExitCode,
+    hushed,
+    import_keras,
+)
+
+
+def load_model(path, compiled=False):
+    """Loads a `.keras` file, or says what is wrong with it.
+
+    Args:
+        path: The file.
+        compiled: Whether to bring optimizer and objective along, which are
+            there only if the model was compiled when it was saved.
+
+    Returns:
+        A Keras model.
+    """
+    path = pathlib.Path(path)
+    how = "Give a file that `model.save('name.keras')` wrote."
+    if not path.exists():
+        raise CommandError(f"There is no file '{path}'. {how}", ExitCode.INPUT)
+    if path.is_dir():
+        raise CommandError(f"'{path}' is a folder. {how}", ExitCode.INPUT)
+    if path.suffix != ".keras" or not zipfile.is_zipfile(path):
+        raise CommandError(
+            f"'{path}' is not a Keras model in the .keras format. {how}",
+            ExitCode.INPUT,
+        )
+    keras = import_keras()
+    try:
+        with hushed():
+            return keras.models.load_model(path, compile=compiled)
+    except Exception as error:
+        reason = str(error).partition("Full object config")[0].strip()
+        raise CommandError(
+            f"Keras cannot load '{path}': it may hold layers that are neither "
+            "Keras' own nor keras_earlyexit's, or code, which this command "
+            f"never runs.\n{type(error).__name__}: {reason}",
+            ExitCode.INPUT,
+        ) from error
+
+
+def load_model_with_exits(path, compiled=False):
+    """As `load_model`, for a model that has exits."""
+    model = load_model(path, compiled)
+    import keras_earlyexit as ee
+
+    if not isinstance(model, ee.EarlyExitModel):
+        raise CommandError(
+            f"Expected a model with exits. Received: '{path}', a "
+            f"{type(model).__name__} without. Give it some with "
+            f"`keras-earlyexit train --model {path} --exits 2`.",
+            ExitCode.INPUT,
+        )
+    return model
+
+
+def check_output(path, suffix=None, *, overwrite=True):
+    """Refuses a place that cannot be written to, before anything long starts.
+
+    Args:
+        path: The file or folder that is going to be written.
+        suffix: What its name has to end in, such as `".keras"`.
+        overwrite: Whether something may be there.
+    """
+    folder = pathlib.Path(os.path.abspath(path)).parent
+    if suffix is not None and path.suffix != suffix:
+        raise CommandError(
+            f"Expected an output that ends in {suffix}. Received: '{path}'.",
+            ExitCode.USAGE,
+        )
+    if not folder.is_dir():
+        why = f"there is no folder '{folder}'"
+    elif not os.access(folder, os.W_OK):
+        why = f"the folder '{folder}' may not be written to"
+    elif suffix is not None and path.is_dir():
+        why = "it is a folder"
+    elif not overwrite and os.path.lexists(path):
+        why = "it exists; --overwrite takes its place"
+    else:
+        return
+    raise CommandError(f"Cannot write '{path}': {why}.", ExitCode.INPUT)
+
+
+def save_model(model, path):
+    """Saves a model; the file that was there stays until it is complete."""
+    from keras_earlyexit.snapshots import save_model
+
+    try:
+        with hushed():
+            save_model(model, path)
+    except OSError as error:
+        raise CommandError(
+            f"'{path}' cannot be written: {error.strerror or error}.",
+            ExitCode.INPUT,
+        ) from error
