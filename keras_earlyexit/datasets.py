@@ -11,10 +11,9 @@ import re
 
 import numpy as np
 
-from keras_earlyexit import _tfds
+from keras_earlyexit import _tfds, slices
 
 _DIGITS_SPLITS = {"train": 1000, "calibration": 397, "test": 400}
-_SLICE = re.compile(r"(\w+)(?:\[(?:(-?\d+)(%?))?:(?:(-?\d+)(%?))?\])?")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -303,25 +302,14 @@ def _digits_rows(split):
     for name, size in _DIGITS_SPLITS.items():
         starts[name], start = start, start + size
 
-    rows = []
-    for part in split.split("+"):
-        match = _SLICE.fullmatch(part.strip())
-        if match is None or match[1] not in starts:
-            raise _tfds.split_error("digits", split, _DIGITS_SPLITS)
-        size = _DIGITS_SPLITS[match[1]]
-        first = _boundary(match[2], match[3], size, 0)
-        last = _boundary(match[4], match[5], size, size)
-        if not (0 <= first <= size and 0 <= last <= size):
-            raise _tfds.split_error("digits", split, _DIGITS_SPLITS)
-        rows.extend(range(starts[match[1]] + first, starts[match[1]] + last))
-    return rows
-
-
-def _boundary(number, percent, size, default):
-    if number is None:
-        return default
-    value = round(int(number) * size / 100) if percent else int(number)
-    return value + size if value < 0 else value
+    ranges = slices.ranges(split, _DIGITS_SPLITS)
+    if ranges is None:
+        raise _tfds.split_error("digits", split, _DIGITS_SPLITS)
+    return [
+        row
+        for name, first, stop in ranges
+        for row in range(starts[name] + first, starts[name] + stop)
+    ]
 
 
 def _arrays(data, split, data_dir):

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from keras_earlyexit.cli import options
 from keras_earlyexit.cli.models import load_model
 from keras_earlyexit.cli.shared import ExitCode
 
@@ -21,21 +22,15 @@ def train(
     state: Annotated[
         pathlib.Path, typer.Option(help="Folder of the ledger.")
     ] = pathlib.Path("cloud_state"),
-    output: Annotated[
-        pathlib.Path, typer.Option(help="The .keras file to write at the end.")
-    ] = pathlib.Path("cloud.keras"),
+    output: options.Output = pathlib.Path("cloud.keras"),
     cut: Annotated[
         str, typer.Option(help="Exit behind which this segment starts.")
     ] = "exit_0",
     base: Annotated[
         str, typer.Option(help="Objective of each segment.")
     ] = "eenet_v2",
-    optimizer: Annotated[
-        str, typer.Option(help="Keras' name of the optimizer.")
-    ] = "adam",
-    learning_rate: Annotated[
-        float | None, typer.Option(help="Its learning rate.")
-    ] = None,
+    optimizer: options.Optimizer = "adam",
+    learning_rate: options.LearningRate = None,
     commit_every: Annotated[
         int, typer.Option(min=1, help="Batches between commits.")
     ] = 20,

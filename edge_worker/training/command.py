@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from edge_worker.cli.shared import ExitCode
+from keras_earlyexit.cli import options
 from keras_earlyexit.cli.models import load_model
 from keras_earlyexit.cli.shared import CommandError, print_facts, print_json
 
@@ -19,13 +20,7 @@ def train(
         pathlib.Path,
         typer.Option(help="The .keras file of the whole model, with exits."),
     ],
-    data: Annotated[
-        str,
-        typer.Option(
-            help="Name of a data set, folder of images, .npz file with x and "
-            "y, or python:module:function."
-        ),
-    ],
+    data: options.Data,
     cloud: Annotated[
         str, typer.Option(help="host:port of a cloud worker that trains.")
     ],
@@ -33,27 +28,17 @@ def train(
         pathlib.Path,
         typer.Option(help="Folder for checkpoint and journal."),
     ] = pathlib.Path("edge_state"),
-    output: Annotated[
-        pathlib.Path, typer.Option(help="The .keras file to write at the end.")
-    ] = pathlib.Path("edge.keras"),
+    output: options.Output = pathlib.Path("edge.keras"),
     cut: Annotated[
         str, typer.Option(help="Exit that this segment ends with.")
     ] = "exit_0",
     base: Annotated[
         str, typer.Option(help="Objective of each segment.")
     ] = "eenet_v2",
-    epochs: Annotated[
-        int, typer.Option(min=1, help="Passes over the data.")
-    ] = 1,
-    batch_size: Annotated[
-        int, typer.Option(min=1, help="Samples in a batch.")
-    ] = 32,
-    optimizer: Annotated[
-        str, typer.Option(help="Keras' name of the optimizer.")
-    ] = "adam",
-    learning_rate: Annotated[
-        float | None, typer.Option(help="Its learning rate.")
-    ] = None,
+    epochs: options.Epochs = 1,
+    batch_size: options.BatchSize = 32,
+    optimizer: options.Optimizer = "adam",
+    learning_rate: options.LearningRate = None,
     forward: Annotated[
         str,
         typer.Option(
@@ -63,24 +48,17 @@ def train(
     codec: Annotated[
         str, typer.Option(help="Form in which features cross.")
     ] = "float32",
-    split: Annotated[
-        str, typer.Option(help="Split of a data set by name.")
-    ] = "train",
-    image_scale: Annotated[
-        float, typer.Option(help="What images, 0 to 255, are multiplied with.")
-    ] = 1.0,
-    seed: Annotated[
-        int, typer.Option(min=0, help="What orders and draws follow from.")
-    ] = 0,
+    data_dir: options.DataDir = None,
+    split: options.Split = None,
+    image_scale: options.ImageScale = 1.0,
+    seed: options.Seed = 0,
     journal_mb: Annotated[
         int, typer.Option(min=1, help="Megabytes of the journal at most.")
     ] = 256,
     checkpoint_every: Annotated[
         int, typer.Option(min=1, help="Batches between checkpoints.")
     ] = 50,
-    tensorboard: Annotated[
-        _PATH, typer.Option(help="Folder for TensorBoard.")
-    ] = None,
+    tensorboard: options.TensorBoard = None,
     ca: Annotated[
         _PATH, typer.Option(help="PEM file of the cloud's authority.")
     ] = None,
@@ -104,9 +82,7 @@ def train(
     summary: Annotated[
         _PATH, typer.Option(help="File to write the summary to, as JSON.")
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the summary as JSON.")
-    ] = False,
+    as_json: options.Json = False,
 ):
     """Train this segment; features and labels go up, inputs do not.
 
@@ -123,13 +99,17 @@ def train(
     )
     callbacks = _callbacks(tensorboard)
     loaded = load_model(model)
-    from edge_worker.training import data as sources
     from edge_worker.training.trainer import EdgeTrainer
+    from keras_earlyexit import sources
     from keras_earlyexit.snapshots import save_model
 
     input_shape = getattr(getattr(loaded, "net", loaded), "input_shape", None)
-    x, y, weight = sources.load(
-        data, split, (input_shape or (None,))[1:], image_scale
+    x, y, weight, _ = sources.load(
+        data,
+        split,
+        input_shape=(input_shape or (None,))[1:],
+        image_scale=image_scale,
+        data_dir=data_dir,
     )
     trainer = EdgeTrainer(
         loaded,

@@ -6,7 +6,6 @@ from bundling import make_model
 
 import keras_earlyexit as ee
 from edge_worker.training.batches import Batches, Iterated, labels_of
-from edge_worker.training.data import load
 from edge_worker.training.forwarding import Forwarding
 from keras_earlyexit.tasks import Head
 
@@ -99,38 +98,3 @@ def test_forwarding():
 def test_unknown_forwarding(forward):
     with pytest.raises(ValueError, match="non_exited"):
         Forwarding(forward)
-
-
-def test_sources(tmp_path):
-    np.savez(tmp_path / "data.npz", x=X, y=Y)
-    x, y, weight = load(str(tmp_path / "data.npz"))
-    assert np.array_equal(x, X) and np.array_equal(y, Y) and weight is None
-    x, y, _ = load("digits")
-    assert x.shape == (1000, 8, 8, 1) and len(y) == 1000
-    with pytest.raises(ValueError, match="arrays x and y"):
-        load(str(tmp_path / "none.npz"))
-    with pytest.raises(ValueError, match="can be imported"):
-        load("python:no_such_module:function")
-    with pytest.raises(ValueError, match="folder of images"):
-        load(str(tmp_path), input_shape=(8, 8, 1))
-
-
-def test_folder_of_images(tmp_path):
-    import keras
-
-    for label, name in enumerate(["cat", "dog"]):
-        (tmp_path / name).mkdir()
-        image = np.full((9, 9, 1), 100 * label, "uint8")
-        keras.utils.save_img(tmp_path / name / "a.png", image, scale=False)
-    x, y, _ = load(str(tmp_path), input_shape=(8, 8, 1), image_scale=0.01)
-    assert x.shape == (2, 8, 8, 1) and list(y) == [0, 1]
-    np.testing.assert_allclose(x[1], 1.0, atol=1e-6)
-
-
-def load_pair():
-    return X, Y
-
-
-def test_function_as_source():
-    x, y, weight = load(f"python:{__name__}:load_pair")
-    assert x is X and y is Y and weight is None

@@ -173,7 +173,7 @@ def test_killed_at_random_it_ends_as_if_nothing_had_happened(run):
     epochs, seed = 500 // BATCHES, 0
     print(f"--seed {seed}")
     edge = (
-        *("--data", "python:training_data:batches", "--epochs", epochs),
+        *("--data", "training_data:batches", "--epochs", epochs),
         *("--forward", "all", "--codec", "uint8+zstd"),
         *("--checkpoint-every", 7),
     )
