@@ -21,7 +21,7 @@ def attach(package, homes):
             raise AttributeError(
                 f"module {package!r} has no attribute {name!r}"
             )
-        module = importlib.import_module(f"{package}.{homes[name]}")
+        module = importlib.import_module(f".{homes[name]}", package)
         value = getattr(module, name)
         setattr(importlib.import_module(package), name, value)
         return value

@@ -26,7 +26,7 @@ _MODULES = (
     "optimizers",
     "policies",
     "regimes",
-    "segments",
+    "splitting.segments",
 )
 _PACKAGE = __name__.rpartition(".")[0]
 

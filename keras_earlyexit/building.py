@@ -5,16 +5,10 @@ import warnings
 
 import keras
 
-from keras_earlyexit import (
-    blocks,
-    call_graph,
-    exit_graph,
-    opening,
-    stages,
-    surgery,
-)
+from keras_earlyexit import blocks, call_graph, exit_graph, stages, surgery
 from keras_earlyexit import cost as cost_module
 from keras_earlyexit import placement as placement_module
+from keras_earlyexit.cost import opening
 from keras_earlyexit.model import EarlyExitModel
 from keras_earlyexit.tasks import infer_head
 

@@ -6,9 +6,9 @@ import keras
 
 from keras_earlyexit import exit_graph, policies, stages, surgery
 from keras_earlyexit.compiling import ExitCompiling
-from keras_earlyexit.costing import ExitCosting
+from keras_earlyexit.cost.costing import ExitCosting
+from keras_earlyexit.cost.measured import MeasuredCost
 from keras_earlyexit.evaluating import ExitEvaluation
-from keras_earlyexit.measured import MeasuredCost
 from keras_earlyexit.routing import Router
 from keras_earlyexit.tasks import Head
 from keras_earlyexit.training import ExitTraining, fingerprints

@@ -12,8 +12,9 @@ import numbers
 
 import keras
 
-from keras_earlyexit import call_graph, cutting, opening, surgery
+from keras_earlyexit import call_graph, cutting, surgery
 from keras_earlyexit import cost as cost_module
+from keras_earlyexit.cost import opening
 
 GOLDEN_RATIO = 1.61803398875
 MERGES = frozenset(

@@ -131,7 +131,7 @@ def plan(
 
 def parse_link(text):
     """A link from text such as `10Mbit/s:20ms`."""
-    from keras_earlyexit.measured import Link
+    from keras_earlyexit.cost.measured import Link
 
     match = _RATE.fullmatch(text.strip())
     try:
@@ -209,7 +209,7 @@ def _devices(model, edge, cloud, mode, batch_size):
 def _profile(path):
     if path is None:
         return None
-    from keras_earlyexit.profiles import DeviceProfile
+    from keras_earlyexit.cost.profiles import DeviceProfile
 
     try:
         return DeviceProfile.load(path)

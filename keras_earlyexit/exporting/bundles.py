@@ -16,7 +16,10 @@ from keras_earlyexit.exporting import (
     reports,
     saved_model,
 )
-from keras_earlyexit.partitioning import check_has_exits, segment_bounds
+from keras_earlyexit.splitting.partitioning import (
+    check_has_exits,
+    segment_bounds,
+)
 
 #: TensorFlow Serving looks for numbered versions in a folder.
 ROUTED = "routed"

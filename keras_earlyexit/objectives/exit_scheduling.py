@@ -6,7 +6,7 @@ import math
 import keras
 from keras import layers, ops
 
-from keras_earlyexit import exit_costs
+from keras_earlyexit.cost import exit_costs
 from keras_earlyexit.objectives.base import Objective, mean, register
 from keras_earlyexit.objectives.boosted import check_vector_classes
 from keras_earlyexit.objectives.terms import safe_log

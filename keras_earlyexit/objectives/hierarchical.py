@@ -3,8 +3,9 @@
 import keras
 from keras import ops
 
-from keras_earlyexit import exit_graph, partitioning
+from keras_earlyexit import exit_graph
 from keras_earlyexit.objectives.base import Objective, get, register
+from keras_earlyexit.splitting import partitioning
 
 #: What an objective that can be a base leaves as it is: each of these reaches
 #: over several exits, or over the whole model.

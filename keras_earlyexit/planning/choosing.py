@@ -10,11 +10,11 @@ import numbers
 import keras
 import numpy as np
 
-from keras_earlyexit.measured import Link, amount, count, positive
+from keras_earlyexit.cost.measured import Link, amount, count, positive
+from keras_earlyexit.cost.profiles import DeviceProfile
 from keras_earlyexit.planning import device_times, formulas, model_facts
 from keras_earlyexit.planning.planner import Planner
 from keras_earlyexit.planning.plans import MODES, OBJECTIVES, Plan, one_of
-from keras_earlyexit.profiles import DeviceProfile
 
 #: Share of those who leave that `forward="non_exited"` sends all the same.
 LEAVERS_SENT = 0.25

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from keras_earlyexit.profiles import DeviceProfile
+from keras_earlyexit.cost.profiles import DeviceProfile
 
 #: A training step takes this many forward passes where none was measured: one
 #: forward, and one each for the gradients of activations and of weights.

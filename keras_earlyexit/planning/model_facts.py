@@ -6,7 +6,8 @@ import re
 
 import keras
 
-from keras_earlyexit import call_graph, cost, cutting, opening, surgery
+from keras_earlyexit import call_graph, cost, cutting, surgery
+from keras_earlyexit.cost import opening
 from keras_earlyexit.exit_graph import (
     FINAL,
     FINAL_CONFIDENCE,

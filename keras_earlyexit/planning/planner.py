@@ -3,7 +3,7 @@
 import dataclasses
 import math
 
-from keras_earlyexit.measured import Link
+from keras_earlyexit.cost.measured import Link
 from keras_earlyexit.planning import formulas
 from keras_earlyexit.planning.device_times import Device
 from keras_earlyexit.planning.model_facts import ModelFacts

@@ -6,7 +6,7 @@
 import dataclasses
 
 from keras_earlyexit import json_values
-from keras_earlyexit.measured import (
+from keras_earlyexit.cost.measured import (
     Link,
     amount,
     count,

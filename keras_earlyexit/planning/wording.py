@@ -1,7 +1,7 @@
 """A plan as JSON, as a table, and in words."""
 
 from keras_earlyexit import json_values
-from keras_earlyexit.measured import Link
+from keras_earlyexit.cost.measured import Link
 
 FORMAT = "keras_earlyexit plan"
 #: Raised when a reader of the version before would be misled.

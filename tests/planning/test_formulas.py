@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 
-from keras_earlyexit.measured import Link, Timing
+from keras_earlyexit.cost.measured import Link, Timing
+from keras_earlyexit.cost.profiles import DeviceProfile, segment_name
 from keras_earlyexit.planning import formulas
 from keras_earlyexit.planning.device_times import Device
-from keras_earlyexit.profiles import DeviceProfile, segment_name
 
 NAMES = ("exit_0", "exit_1", "final")
 MACS = (10, 20, 30)

@@ -14,9 +14,9 @@ from keras import layers
 
 import keras_earlyexit as ee
 from keras_earlyexit import profiling
-from keras_earlyexit.measured import Timing
+from keras_earlyexit.cost.measured import Timing
+from keras_earlyexit.cost.profiles import segment_name
 from keras_earlyexit.planning import model_facts
-from keras_earlyexit.profiles import segment_name
 
 GUIDE = pathlib.Path(__file__).parents[2] / "docs" / "planning.md"
 LINK = ee.cost.Link(bits_per_second=1e6, round_trip_seconds=0.01)

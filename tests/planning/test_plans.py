@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from keras_earlyexit.measured import Link
+from keras_earlyexit.cost.measured import Link
 from keras_earlyexit.planning.plans import Plan, PlanRow
 
 

@@ -4,7 +4,7 @@ import pathlib
 
 import pytest
 
-from keras_earlyexit import machine
+from keras_earlyexit.profiling import machine
 
 
 @pytest.fixture

@@ -85,7 +85,7 @@ def test_policy_and_thresholds_are_kept():
 
 
 def test_measured_costs_are_kept():
-    from keras_earlyexit.measured import MeasuredCost
+    from keras_earlyexit.cost.measured import MeasuredCost
 
     model = make_model()
     model.use_cost(

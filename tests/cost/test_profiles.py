@@ -6,8 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from keras_earlyexit.measured import Link, Machine, MeasuredCost, Timing
-from keras_earlyexit.profiles import DeviceProfile
+from keras_earlyexit.cost.measured import Link, Machine, MeasuredCost, Timing
+from keras_earlyexit.cost.profiles import DeviceProfile
 
 
 @pytest.fixture

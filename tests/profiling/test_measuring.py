@@ -21,7 +21,7 @@ pytestmark = pytest.mark.backends
 BACKEND = keras.backend.backend()
 
 
-GUIDE = pathlib.Path(__file__).parents[1] / "docs" / "cost.md"
+GUIDE = pathlib.Path(__file__).parents[2] / "docs" / "cost.md"
 
 
 def ticking():

@@ -1,7 +1,7 @@
 """A device's profile as JSON, and as a table."""
 
 from keras_earlyexit import json_values
-from keras_earlyexit.measured import Machine, Timing
+from keras_earlyexit.cost.measured import Machine, Timing
 
 FORMAT = "keras_earlyexit device profile"
 #: Raised when a reader of the version before would be misled.

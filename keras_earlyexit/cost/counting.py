@@ -15,22 +15,15 @@ is named in `uncounted`, never guessed.
 
 import contextlib
 import dataclasses
-import importlib
 import math
 import re
 import warnings
 
 import keras
 
-from keras_earlyexit import call_graph, macs, opening, surgery
+from keras_earlyexit import call_graph, surgery
+from keras_earlyexit.cost import macs, opening
 
-# Public names whose modules stand further up than this one.
-_HOMES = {
-    "DeviceProfile": "profiles",
-    "Link": "measured",
-    "MeasuredCost": "measured",
-    "profile": "profiling",
-}
 # How much one unit of each kind of work adds to the MACs.
 CONVENTIONS = {
     "macs": {"macs": 1, "attention": 1},
@@ -42,13 +35,6 @@ CONVENTIONS = {
         "pooled": 1,
     },
 }
-
-
-def __getattr__(name):
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = importlib.import_module(f"keras_earlyexit.{_HOMES[name]}")
-    return getattr(module, name)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,8 +6,9 @@ import hashlib
 import keras
 import numpy as np
 
-from keras_earlyexit import objectives, partitioning, policies
-from keras_earlyexit.segments import Origin, SegmentModel
+from keras_earlyexit import objectives, policies
+from keras_earlyexit.splitting import partitioning
+from keras_earlyexit.splitting.segments import Origin, SegmentModel
 
 
 def split(model, cuts="exit_0", base="eenet_v2"):

@@ -12,9 +12,9 @@ import time
 
 import numpy as np
 
-from keras_earlyexit import bundle_runs, machine
-from keras_earlyexit.measured import Machine, Timing, count
-from keras_earlyexit.profiles import DeviceProfile
+from keras_earlyexit.cost.measured import Machine, Timing, count
+from keras_earlyexit.cost.profiles import DeviceProfile
+from keras_earlyexit.profiling import bundle_runs, machine
 
 # The first runs compile, and fill caches.
 _WARM_UP = 3
@@ -130,12 +130,12 @@ def _subject(model, training):
         from keras import Model
 
         if isinstance(model, Model):
-            from keras_earlyexit import timed_runs
+            from keras_earlyexit.profiling import timed_runs
 
             subject = timed_runs.of(model)
             if not training:
                 return subject
-            from keras_earlyexit import timed_training
+            from keras_earlyexit.profiling import timed_training
 
             return timed_training.TrainingRuns(subject, model, optimizer)
     if training:

@@ -9,8 +9,9 @@ import numbers
 
 import numpy as np
 
-from keras_earlyexit import json_values, profile_text
-from keras_earlyexit.measured import (
+from keras_earlyexit import json_values
+from keras_earlyexit.cost import profile_text
+from keras_earlyexit.cost.measured import (
     Machine,
     MeasuredCost,
     Timing,

@@ -8,8 +8,8 @@ import pytest
 from keras import layers
 
 import keras_earlyexit as ee
-from keras_earlyexit.measured import MeasuredCost, Timing
-from keras_earlyexit.profiles import DeviceProfile
+from keras_earlyexit.cost.measured import MeasuredCost, Timing
+from keras_earlyexit.cost.profiles import DeviceProfile
 
 pytestmark = pytest.mark.backends
 

@@ -6,7 +6,7 @@ import pytest
 import zoo
 
 import keras_earlyexit as ee
-from keras_earlyexit import partitioning
+from keras_earlyexit.splitting import partitioning
 
 pytestmark = pytest.mark.backends
 

@@ -12,10 +12,10 @@ import keras
 import numpy as np
 
 from keras_earlyexit import call_graph, surgery
-from keras_earlyexit.bundle_runs import Run
+from keras_earlyexit.cost.profiles import segment_name
 from keras_earlyexit.exit_graph import FINAL
-from keras_earlyexit.partitioning import MEMORY, partition
-from keras_earlyexit.profiles import segment_name
+from keras_earlyexit.profiling.bundle_runs import Run
+from keras_earlyexit.splitting.partitioning import MEMORY, partition
 from keras_earlyexit.stages import FEATURE
 
 

@@ -3,7 +3,8 @@
 import keras
 import numpy as np
 
-from keras_earlyexit import call_graph, cost, opening
+from keras_earlyexit import call_graph, cost
+from keras_earlyexit.cost import opening
 
 
 def relative_costs(exits, convention="macs"):

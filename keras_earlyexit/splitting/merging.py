@@ -3,9 +3,9 @@
 import keras
 
 from keras_earlyexit import call_graph, surgery
-from keras_earlyexit.measured import MeasuredCost
+from keras_earlyexit.cost.measured import MeasuredCost
 from keras_earlyexit.model import EarlyExitModel
-from keras_earlyexit.segments import SegmentModel
+from keras_earlyexit.splitting.segments import SegmentModel
 from keras_earlyexit.stages import FEATURE
 
 

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from keras import layers, ops
 
-from keras_earlyexit import ExitBlock, opening, surgery
+from keras_earlyexit import ExitBlock, surgery
+from keras_earlyexit.cost import opening
 
 
 class Residual(layers.Layer):

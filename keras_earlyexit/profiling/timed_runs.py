@@ -11,12 +11,12 @@ import keras
 import numpy as np
 
 from keras_earlyexit import call_graph, cost, surgery
-from keras_earlyexit.bundle_runs import Run, thresholds_to
 from keras_earlyexit.engines.graph import FOLD_FROM_ROWS
 from keras_earlyexit.engines.handing_on import handed_on
 from keras_earlyexit.exit_graph import FINAL
 from keras_earlyexit.folding import fold
 from keras_earlyexit.inputs import as_inputs, as_zeros, num_rows
+from keras_earlyexit.profiling.bundle_runs import Run, thresholds_to
 from keras_earlyexit.routing import Router
 from keras_earlyexit.stages import Stages
 

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from keras_earlyexit import exit_costs
-from keras_earlyexit.measured import MeasuredCost
-from keras_earlyexit.profiles import DeviceProfile
+from keras_earlyexit.cost import exit_costs
+from keras_earlyexit.cost.measured import MeasuredCost
+from keras_earlyexit.cost.profiles import DeviceProfile
 
 
 class ExitCosting:

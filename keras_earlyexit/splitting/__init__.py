@@ -1,0 +1,1 @@
+"""A network in several parts: to answer in each, or to be trained in each."""
