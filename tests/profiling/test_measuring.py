@@ -362,7 +362,7 @@ WITHOUT_KERAS = """
 import sys
 import numpy as np
 from keras_earlyexit.profiling import profile
-from keras_earlyexit.profiles import DeviceProfile
+from keras_earlyexit.cost.profiles import DeviceProfile
 
 class Bundle:
     def predict_exits(self, x, batch_size=None):
