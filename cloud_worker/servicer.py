@@ -80,10 +80,16 @@ class SplitServicer(split_pb2_grpc.SplitServicer):
             await context.abort(
                 grpc.StatusCode.UNIMPLEMENTED, "Nothing is trained here."
             )
-        claimed = dict(context.invocation_metadata()).get(EDGE_ID, "")
-        edge_id = edge_id_of(context.auth_context(), claimed)
+        edge_id = self._trains(context)
         async for reply in self._trainer.train(requests, edge_id):
             yield reply
+
+    async def Average(self, request, context):
+        if self._trainer is None:
+            await context.abort(
+                grpc.StatusCode.UNIMPLEMENTED, "Nothing is trained here."
+            )
+        return await self._trainer.average(request, self._trains(context))
 
     def stop(self):
         """Reads no more requests from the streams that are open."""
@@ -96,6 +102,11 @@ class SplitServicer(split_pb2_grpc.SplitServicer):
             await asyncio.sleep(_ON_THE_WAY_S)
             if self._idle.is_set():
                 return
+
+    def _trains(self, context):
+        """The id of the edge that makes a call of training."""
+        claimed = dict(context.invocation_metadata()).get(EDGE_ID, "")
+        return edge_id_of(context.auth_context(), claimed)
 
     def _meet(self, request):
         """The entrance for an edge, or what differs."""

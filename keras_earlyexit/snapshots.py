@@ -152,6 +152,20 @@ def variables_of(model):
     return [*model.variables, *model.optimizer.variables]
 
 
+def float_weights(model):
+    """The weights that have a mean with those of another model like it.
+
+    Args:
+        model: A Keras model.
+
+    Returns:
+        A list of Keras variables: neither counters nor random state.
+    """
+    import keras
+
+    return [w for w in model.weights if keras.backend.is_float_dtype(w.dtype)]
+
+
 def state_of(model):
     """The values of `variables_of` as a list of NumPy arrays, copied."""
     import keras

@@ -24,39 +24,47 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12protos/split.proto\x12\x18keras_earlyexit.split.v1\"\xb0\x01\n\x06Tensor\x12.\n\x05\x64type\x18\x01 \x01(\x0e\x32\x1f.keras_earlyexit.split.v1.DType\x12\r\n\x05shape\x18\x02 \x03(\x04\x12:\n\x0b\x63ompression\x18\x03 \x01(\x0e\x32%.keras_earlyexit.split.v1.Compression\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\x12\r\n\x05scale\x18\x05 \x03(\x02\x12\x0e\n\x06offset\x18\x06 \x03(\x02\"8\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\x04\x12\r\n\x05\x64type\x18\x03 \x01(\t\"\xe5\x02\n\x0cHelloRequest\x12\x16\n\x0eprotocol_major\x18\x01 \x01(\r\x12\x16\n\x0eprotocol_minor\x18\x02 \x01(\r\x12\x17\n\x0flibrary_version\x18\x03 \x01(\t\x12\x0f\n\x07\x65\x64ge_id\x18\x04 \x01(\t\x12,\n\x04mode\x18\x05 \x01(\x0e\x32\x1e.keras_earlyexit.split.v1.Mode\x12\x12\n\nmodel_name\x18\x06 \x01(\t\x12\x16\n\x0eweights_sha256\x18\x07 \x01(\t\x12\x15\n\rpolicy_sha256\x18\x08 \x01(\t\x12\x17\n\x0fmanifest_sha256\x18\t \x01(\t\x12\x13\n\x0b\x66irst_stage\x18\n \x01(\r\x12\x36\n\x08\x66\x65\x61tures\x18\x0b \x03(\x0b\x32$.keras_earlyexit.split.v1.TensorSpec\x12\r\n\x05\x65poch\x18\x0c \x01(\x04\x12\x15\n\rrecipe_sha256\x18\r \x01(\t\"7\n\nDifference\x12\x0c\n\x04what\x18\x01 \x01(\t\x12\x0c\n\x04\x65\x64ge\x18\x02 \x01(\t\x12\r\n\x05\x63loud\x18\x03 \x01(\t\"\x8d\x02\n\nHelloReply\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x08\x12\x39\n\x0b\x64ifferences\x18\x02 \x03(\x0b\x32$.keras_earlyexit.split.v1.Difference\x12\x16\n\x0eprotocol_major\x18\x03 \x01(\r\x12\x16\n\x0eprotocol_minor\x18\x04 \x01(\r\x12\x17\n\x0flibrary_version\x18\x05 \x01(\t\x12\x12\n\ngeneration\x18\x06 \x01(\t\x12\x10\n\x08max_rows\x18\x07 \x01(\r\x12\x19\n\x11max_message_bytes\x18\x08 \x01(\x04\x12\x19\n\x11\x65xpected_sequence\x18\t \x01(\x04\x12\r\n\x05\x63lock\x18\n \x01(\x01\"@\n\x06Status\x12\x0c\n\x04\x63ode\x18\x01 \x01(\r\x12\x10\n\x08sentence\x18\x02 \x01(\t\x12\x16\n\x0eretry_after_ms\x18\x03 \x01(\r\"}\n\x0cInferRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\t\x12\x12\n\ntimeout_ms\x18\x03 \x01(\r\x12\x31\n\x07tensors\x18\x04 \x03(\x0b\x32 .keras_earlyexit.split.v1.Tensor\"\xa8\x02\n\nInferReply\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x30\n\x06status\x18\x02 \x01(\x0b\x32 .keras_earlyexit.split.v1.Status\x12\x35\n\x0bpredictions\x18\x03 \x01(\x0b\x32 .keras_earlyexit.split.v1.Tensor\x12\x34\n\nexit_index\x18\x04 \x01(\x0b\x32 .keras_earlyexit.split.v1.Tensor\x12/\n\x05score\x18\x05 \x01(\x0b\x32 .keras_earlyexit.split.v1.Tensor\x12\x10\n\x08\x64\x65graded\x18\x06 \x03(\r\x12\x10\n\x08queue_us\x18\x07 \x01(\r\x12\x12\n\ncompute_us\x18\x08 \x01(\r\"\x83\x02\n\x0cTrainRequest\x12\x12\n\ngeneration\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12\x31\n\x07tensors\x18\x04 \x03(\x0b\x32 .keras_earlyexit.split.v1.Tensor\x12\x30\n\x06labels\x18\x05 \x01(\x0b\x32 .keras_earlyexit.split.v1.Tensor\x12\x37\n\rsample_weight\x18\x06 \x01(\x0b\x32 .keras_earlyexit.split.v1.Tensor\x12\r\n\x05\x63rc32\x18\x07 \x01(\x07\x12\x11\n\tends_pass\x18\x08 \x01(\x08\"\xb0\x01\n\nTrainReply\x12\x30\n\x06status\x18\x01 \x01(\x0b\x32 .keras_earlyexit.split.v1.Status\x12\x11\n\tcommitted\x18\x02 \x01(\x04\x12\x19\n\x11\x65xpected_sequence\x18\x03 \x01(\x04\x12\x0c\n\x04loss\x18\x04 \x01(\x02\x12\x10\n\x08\x61\x63\x63uracy\x18\x05 \x01(\x02\x12\x0e\n\x06queued\x18\x06 \x01(\r\x12\x12\n\nidle_share\x18\x07 \x01(\x02*q\n\x05\x44Type\x12\x15\n\x11\x44TYPE_UNSPECIFIED\x10\x00\x12\x0b\n\x07\x46LOAT32\x10\x01\x12\x0b\n\x07\x46LOAT16\x10\x02\x12\x0c\n\x08\x42\x46LOAT16\x10\x03\x12\x08\n\x04INT8\x10\x04\x12\t\n\x05UINT8\x10\x05\x12\t\n\x05INT32\x10\x06\x12\t\n\x05INT64\x10\x07*!\n\x0b\x43ompression\x12\x08\n\x04NONE\x10\x00\x12\x08\n\x04ZSTD\x10\x01*\x1c\n\x04Mode\x12\t\n\x05INFER\x10\x00\x12\t\n\x05TRAIN\x10\x01\x32\xf1\x02\n\x05Split\x12U\n\x05Hello\x12&.keras_earlyexit.split.v1.HelloRequest\x1a$.keras_earlyexit.split.v1.HelloReply\x12U\n\x05Infer\x12&.keras_earlyexit.split.v1.InferRequest\x1a$.keras_earlyexit.split.v1.InferReply\x12_\n\x0bInferStream\x12&.keras_earlyexit.split.v1.InferRequest\x1a$.keras_earlyexit.split.v1.InferReply(\x01\x30\x01\x12Y\n\x05Train\x12&.keras_earlyexit.split.v1.TrainRequest\x1a$.keras_earlyexit.split.v1.TrainReply(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12protos/split.proto\x12\x18keras_earlyexit.split.v1\"\xb0\x01\n\x06Tensor\x12.\n\x05\x64type\x18\x01 \x01(\x0e\x32\x1f.keras_earlyexit.split.v1.DType\x12\r\n\x05shape\x18\x02 \x03(\x04\x12:\n\x0b\x63ompression\x18\x03 \x01(\x0e\x32%.keras_earlyexit.split.v1.Compression\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\x12\r\n\x05scale\x18\x05 \x03(\x02\x12\x0e\n\x06offset\x18\x06 \x03(\x02\"8\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\x04\x12\r\n\x05\x64type\x18\x03 \x01(\t\"\xfd\x02\n\x0cHelloRequest\x12\x16\n\x0eprotocol_major\x18\x01 \x01(\r\x12\x16\n\x0eprotocol_minor\x18\x02 \x01(\r\x12\x17\n\x0flibrary_version\x18\x03 \x01(\t\x12\x0f\n\x07\x65\x64ge_id\x18\x04 \x01(\t\x12,\n\x04mode\x18\x05 \x01(\x0e\x32\x1e.keras_earlyexit.split.v1.Mode\x12\x12\n\nmodel_name\x18\x06 \x01(\t\x12\x16\n\x0eweights_sha256\x18\x07 \x01(\t\x12\x15\n\rpolicy_sha256\x18\x08 \x01(\t\x12\x17\n\x0fmanifest_sha256\x18\t \x01(\t\x12\x13\n\x0b\x66irst_stage\x18\n \x01(\r\x12\x36\n\x08\x66\x65\x61tures\x18\x0b \x03(\x0b\x32$.keras_earlyexit.split.v1.TensorSpec\x12\r\n\x05\x65poch\x18\x0c \x01(\x04\x12\x15\n\rrecipe_sha256\x18\r \x01(\t\x12\x16\n\x0e\x61verage_sha256\x18\x0e \x01(\t\"7\n\nDifference\x12\x0c\n\x04what\x18\x01 \x01(\t\x12\x0c\n\x04\x65\x64ge\x18\x02 \x01(\t\x12\r\n\x05\x63loud\x18\x03 \x01(\t\"\xa5\x02\n\nHelloReply\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x08\x12\x39\n\x0b\x64ifferences\x18\x02 \x03(\x0b\x32$.keras_earlyexit.split.v1.Difference\x12\x16\n\x0eprotocol_major\x18\x03 \x01(\r\x12\x16\n\x0eprotocol_minor\x18\x04 \x01(\r\x12\x17\n\x0flibrary_version\x18\x05 \x01(\t\x12\x12\n\ngeneration\x18\x06 \x01(\t\x12\x10\n\x08max_rows\x18\x07 \x01(\r\x12\x19\n\x11max_message_bytes\x18\x08 \x01(\x04\x12\x19\n\x11\x65xpected_sequence\x18\t \x01(\x04\x12\r\n\x05\x63lock\x18\n \x01(\x01\x12\x16\n\x0e\x61verage_wait_s\x18\x0b \x01(\x02\"@\n\x06Status\x12\x0c\n\x04\x63ode\x18\x01 \x01(\r\x12\x10\n\x08sentence\x18\x02 \x01(\t\x12\x16\n\x0eretry_after_ms\x18\x03 \x01(\r\"}\n\x0cInferRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\t\x12\x12\n\ntimeout_ms\x18\x03 \x01(\r\x12\x31\n\x07tensors\x18\x04 \x03(\x0b\x32 .keras_earlyexit.split.v1.Tensor\"\xa8\x02\n\nInferReply\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x30\n\x06status\x18\x02 \x01(\x0b\x32 .keras_earlyexit.split.v1.Status\x12\x35\n\x0bpredictions\x18\x03 \x01(\x0b\x32 .keras_earlyexit.split.v1.Tensor\x12\x34\n\nexit_index\x18\x04 \x01(\x0b\x32 .keras_earlyexit.split.v1.Tensor\x12/\n\x05score\x18\x05 \x01(\x0b\x32 .keras_earlyexit.split.v1.Tensor\x12\x10\n\x08\x64\x65graded\x18\x06 \x03(\r\x12\x10\n\x08queue_us\x18\x07 \x01(\r\x12\x12\n\ncompute_us\x18\x08 \x01(\r\"\x98\x02\n\x0cTrainRequest\x12\x12\n\ngeneration\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12\x31\n\x07tensors\x18\x04 \x03(\x0b\x32 .keras_earlyexit.split.v1.Tensor\x12\x30\n\x06labels\x18\x05 \x01(\x0b\x32 .keras_earlyexit.split.v1.Tensor\x12\x37\n\rsample_weight\x18\x06 \x01(\x0b\x32 .keras_earlyexit.split.v1.Tensor\x12\r\n\x05\x63rc32\x18\x07 \x01(\x07\x12\x11\n\tends_pass\x18\x08 \x01(\x08\x12\x13\n\x0bpass_number\x18\t \x01(\x04\"\xb0\x01\n\nTrainReply\x12\x30\n\x06status\x18\x01 \x01(\x0b\x32 .keras_earlyexit.split.v1.Status\x12\x11\n\tcommitted\x18\x02 \x01(\x04\x12\x19\n\x11\x65xpected_sequence\x18\x03 \x01(\x04\x12\x0c\n\x04loss\x18\x04 \x01(\x02\x12\x10\n\x08\x61\x63\x63uracy\x18\x05 \x01(\x02\x12\x0e\n\x06queued\x18\x06 \x01(\r\x12\x12\n\nidle_share\x18\x07 \x01(\x02\"\x96\x01\n\x0e\x41verageRequest\x12\x12\n\ngeneration\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0e\n\x06number\x18\x03 \x01(\x04\x12\x0f\n\x07samples\x18\x04 \x01(\x04\x12\x31\n\x07weights\x18\x05 \x01(\x0b\x32 .keras_earlyexit.split.v1.Tensor\x12\r\n\x05\x63rc32\x18\x06 \x01(\x07\"\x7f\n\x0c\x41verageReply\x12\r\n\x05round\x18\x01 \x01(\x04\x12\x31\n\x07weights\x18\x02 \x01(\x0b\x32 .keras_earlyexit.split.v1.Tensor\x12\r\n\x05\x63rc32\x18\x03 \x01(\x07\x12\r\n\x05\x65\x64ges\x18\x04 \x01(\r\x12\x0f\n\x07samples\x18\x05 \x01(\x04\"3\n\x0ePublishRequest\x12\x12\n\ngeneration\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\"5\n\x0cPublishReply\x12\x16\n\x0eweights_sha256\x18\x01 \x01(\t\x12\r\n\x05steps\x18\x02 \x01(\x04*q\n\x05\x44Type\x12\x15\n\x11\x44TYPE_UNSPECIFIED\x10\x00\x12\x0b\n\x07\x46LOAT32\x10\x01\x12\x0b\n\x07\x46LOAT16\x10\x02\x12\x0c\n\x08\x42\x46LOAT16\x10\x03\x12\x08\n\x04INT8\x10\x04\x12\t\n\x05UINT8\x10\x05\x12\t\n\x05INT32\x10\x06\x12\t\n\x05INT64\x10\x07*!\n\x0b\x43ompression\x12\x08\n\x04NONE\x10\x00\x12\x08\n\x04ZSTD\x10\x01*\x1c\n\x04Mode\x12\t\n\x05INFER\x10\x00\x12\t\n\x05TRAIN\x10\x01\x32\xab\x04\n\x05Split\x12U\n\x05Hello\x12&.keras_earlyexit.split.v1.HelloRequest\x1a$.keras_earlyexit.split.v1.HelloReply\x12U\n\x05Infer\x12&.keras_earlyexit.split.v1.InferRequest\x1a$.keras_earlyexit.split.v1.InferReply\x12_\n\x0bInferStream\x12&.keras_earlyexit.split.v1.InferRequest\x1a$.keras_earlyexit.split.v1.InferReply(\x01\x30\x01\x12Y\n\x05Train\x12&.keras_earlyexit.split.v1.TrainRequest\x1a$.keras_earlyexit.split.v1.TrainReply(\x01\x30\x01\x12[\n\x07\x41verage\x12(.keras_earlyexit.split.v1.AverageRequest\x1a&.keras_earlyexit.split.v1.AverageReply\x12[\n\x07Publish\x12(.keras_earlyexit.split.v1.PublishRequest\x1a&.keras_earlyexit.split.v1.PublishReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.split_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DTYPE']._serialized_start=1907
-  _globals['_DTYPE']._serialized_end=2020
-  _globals['_COMPRESSION']._serialized_start=2022
-  _globals['_COMPRESSION']._serialized_end=2055
-  _globals['_MODE']._serialized_start=2057
-  _globals['_MODE']._serialized_end=2085
+  _globals['_DTYPE']._serialized_start=2366
+  _globals['_DTYPE']._serialized_end=2479
+  _globals['_COMPRESSION']._serialized_start=2481
+  _globals['_COMPRESSION']._serialized_end=2514
+  _globals['_MODE']._serialized_start=2516
+  _globals['_MODE']._serialized_end=2544
   _globals['_TENSOR']._serialized_start=49
   _globals['_TENSOR']._serialized_end=225
   _globals['_TENSORSPEC']._serialized_start=227
   _globals['_TENSORSPEC']._serialized_end=283
   _globals['_HELLOREQUEST']._serialized_start=286
-  _globals['_HELLOREQUEST']._serialized_end=643
-  _globals['_DIFFERENCE']._serialized_start=645
-  _globals['_DIFFERENCE']._serialized_end=700
-  _globals['_HELLOREPLY']._serialized_start=703
-  _globals['_HELLOREPLY']._serialized_end=972
-  _globals['_STATUS']._serialized_start=974
-  _globals['_STATUS']._serialized_end=1038
-  _globals['_INFERREQUEST']._serialized_start=1040
-  _globals['_INFERREQUEST']._serialized_end=1165
-  _globals['_INFERREPLY']._serialized_start=1168
-  _globals['_INFERREPLY']._serialized_end=1464
-  _globals['_TRAINREQUEST']._serialized_start=1467
-  _globals['_TRAINREQUEST']._serialized_end=1726
-  _globals['_TRAINREPLY']._serialized_start=1729
-  _globals['_TRAINREPLY']._serialized_end=1905
-  _globals['_SPLIT']._serialized_start=2088
-  _globals['_SPLIT']._serialized_end=2457
+  _globals['_HELLOREQUEST']._serialized_end=667
+  _globals['_DIFFERENCE']._serialized_start=669
+  _globals['_DIFFERENCE']._serialized_end=724
+  _globals['_HELLOREPLY']._serialized_start=727
+  _globals['_HELLOREPLY']._serialized_end=1020
+  _globals['_STATUS']._serialized_start=1022
+  _globals['_STATUS']._serialized_end=1086
+  _globals['_INFERREQUEST']._serialized_start=1088
+  _globals['_INFERREQUEST']._serialized_end=1213
+  _globals['_INFERREPLY']._serialized_start=1216
+  _globals['_INFERREPLY']._serialized_end=1512
+  _globals['_TRAINREQUEST']._serialized_start=1515
+  _globals['_TRAINREQUEST']._serialized_end=1795
+  _globals['_TRAINREPLY']._serialized_start=1798
+  _globals['_TRAINREPLY']._serialized_end=1974
+  _globals['_AVERAGEREQUEST']._serialized_start=1977
+  _globals['_AVERAGEREQUEST']._serialized_end=2127
+  _globals['_AVERAGEREPLY']._serialized_start=2129
+  _globals['_AVERAGEREPLY']._serialized_end=2256
+  _globals['_PUBLISHREQUEST']._serialized_start=2258
+  _globals['_PUBLISHREQUEST']._serialized_end=2309
+  _globals['_PUBLISHREPLY']._serialized_start=2311
+  _globals['_PUBLISHREPLY']._serialized_end=2364
+  _globals['_SPLIT']._serialized_start=2547
+  _globals['_SPLIT']._serialized_end=3102
 # @@protoc_insertion_point(module_scope)

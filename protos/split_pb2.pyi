@@ -67,7 +67,7 @@ class TensorSpec(_message.Message):
     def __init__(self, name: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., dtype: _Optional[str] = ...) -> None: ...
 
 class HelloRequest(_message.Message):
-    __slots__ = ("protocol_major", "protocol_minor", "library_version", "edge_id", "mode", "model_name", "weights_sha256", "policy_sha256", "manifest_sha256", "first_stage", "features", "epoch", "recipe_sha256")
+    __slots__ = ("protocol_major", "protocol_minor", "library_version", "edge_id", "mode", "model_name", "weights_sha256", "policy_sha256", "manifest_sha256", "first_stage", "features", "epoch", "recipe_sha256", "average_sha256")
     PROTOCOL_MAJOR_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_MINOR_FIELD_NUMBER: _ClassVar[int]
     LIBRARY_VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -81,6 +81,7 @@ class HelloRequest(_message.Message):
     FEATURES_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     RECIPE_SHA256_FIELD_NUMBER: _ClassVar[int]
+    AVERAGE_SHA256_FIELD_NUMBER: _ClassVar[int]
     protocol_major: int
     protocol_minor: int
     library_version: str
@@ -94,7 +95,8 @@ class HelloRequest(_message.Message):
     features: _containers.RepeatedCompositeFieldContainer[TensorSpec]
     epoch: int
     recipe_sha256: str
-    def __init__(self, protocol_major: _Optional[int] = ..., protocol_minor: _Optional[int] = ..., library_version: _Optional[str] = ..., edge_id: _Optional[str] = ..., mode: _Optional[_Union[Mode, str]] = ..., model_name: _Optional[str] = ..., weights_sha256: _Optional[str] = ..., policy_sha256: _Optional[str] = ..., manifest_sha256: _Optional[str] = ..., first_stage: _Optional[int] = ..., features: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., epoch: _Optional[int] = ..., recipe_sha256: _Optional[str] = ...) -> None: ...
+    average_sha256: str
+    def __init__(self, protocol_major: _Optional[int] = ..., protocol_minor: _Optional[int] = ..., library_version: _Optional[str] = ..., edge_id: _Optional[str] = ..., mode: _Optional[_Union[Mode, str]] = ..., model_name: _Optional[str] = ..., weights_sha256: _Optional[str] = ..., policy_sha256: _Optional[str] = ..., manifest_sha256: _Optional[str] = ..., first_stage: _Optional[int] = ..., features: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., epoch: _Optional[int] = ..., recipe_sha256: _Optional[str] = ..., average_sha256: _Optional[str] = ...) -> None: ...
 
 class Difference(_message.Message):
     __slots__ = ("what", "edge", "cloud")
@@ -107,7 +109,7 @@ class Difference(_message.Message):
     def __init__(self, what: _Optional[str] = ..., edge: _Optional[str] = ..., cloud: _Optional[str] = ...) -> None: ...
 
 class HelloReply(_message.Message):
-    __slots__ = ("accepted", "differences", "protocol_major", "protocol_minor", "library_version", "generation", "max_rows", "max_message_bytes", "expected_sequence", "clock")
+    __slots__ = ("accepted", "differences", "protocol_major", "protocol_minor", "library_version", "generation", "max_rows", "max_message_bytes", "expected_sequence", "clock", "average_wait_s")
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     DIFFERENCES_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_MAJOR_FIELD_NUMBER: _ClassVar[int]
@@ -118,6 +120,7 @@ class HelloReply(_message.Message):
     MAX_MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     CLOCK_FIELD_NUMBER: _ClassVar[int]
+    AVERAGE_WAIT_S_FIELD_NUMBER: _ClassVar[int]
     accepted: bool
     differences: _containers.RepeatedCompositeFieldContainer[Difference]
     protocol_major: int
@@ -128,7 +131,8 @@ class HelloReply(_message.Message):
     max_message_bytes: int
     expected_sequence: int
     clock: float
-    def __init__(self, accepted: bool = ..., differences: _Optional[_Iterable[_Union[Difference, _Mapping]]] = ..., protocol_major: _Optional[int] = ..., protocol_minor: _Optional[int] = ..., library_version: _Optional[str] = ..., generation: _Optional[str] = ..., max_rows: _Optional[int] = ..., max_message_bytes: _Optional[int] = ..., expected_sequence: _Optional[int] = ..., clock: _Optional[float] = ...) -> None: ...
+    average_wait_s: float
+    def __init__(self, accepted: bool = ..., differences: _Optional[_Iterable[_Union[Difference, _Mapping]]] = ..., protocol_major: _Optional[int] = ..., protocol_minor: _Optional[int] = ..., library_version: _Optional[str] = ..., generation: _Optional[str] = ..., max_rows: _Optional[int] = ..., max_message_bytes: _Optional[int] = ..., expected_sequence: _Optional[int] = ..., clock: _Optional[float] = ..., average_wait_s: _Optional[float] = ...) -> None: ...
 
 class Status(_message.Message):
     __slots__ = ("code", "sentence", "retry_after_ms")
@@ -173,7 +177,7 @@ class InferReply(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., status: _Optional[_Union[Status, _Mapping]] = ..., predictions: _Optional[_Union[Tensor, _Mapping]] = ..., exit_index: _Optional[_Union[Tensor, _Mapping]] = ..., score: _Optional[_Union[Tensor, _Mapping]] = ..., degraded: _Optional[_Iterable[int]] = ..., queue_us: _Optional[int] = ..., compute_us: _Optional[int] = ...) -> None: ...
 
 class TrainRequest(_message.Message):
-    __slots__ = ("generation", "epoch", "sequence", "tensors", "labels", "sample_weight", "crc32", "ends_pass")
+    __slots__ = ("generation", "epoch", "sequence", "tensors", "labels", "sample_weight", "crc32", "ends_pass", "pass_number")
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
@@ -182,6 +186,7 @@ class TrainRequest(_message.Message):
     SAMPLE_WEIGHT_FIELD_NUMBER: _ClassVar[int]
     CRC32_FIELD_NUMBER: _ClassVar[int]
     ENDS_PASS_FIELD_NUMBER: _ClassVar[int]
+    PASS_NUMBER_FIELD_NUMBER: _ClassVar[int]
     generation: str
     epoch: int
     sequence: int
@@ -190,7 +195,8 @@ class TrainRequest(_message.Message):
     sample_weight: Tensor
     crc32: int
     ends_pass: bool
-    def __init__(self, generation: _Optional[str] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., labels: _Optional[_Union[Tensor, _Mapping]] = ..., sample_weight: _Optional[_Union[Tensor, _Mapping]] = ..., crc32: _Optional[int] = ..., ends_pass: bool = ...) -> None: ...
+    pass_number: int
+    def __init__(self, generation: _Optional[str] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., labels: _Optional[_Union[Tensor, _Mapping]] = ..., sample_weight: _Optional[_Union[Tensor, _Mapping]] = ..., crc32: _Optional[int] = ..., ends_pass: bool = ..., pass_number: _Optional[int] = ...) -> None: ...
 
 class TrainReply(_message.Message):
     __slots__ = ("status", "committed", "expected_sequence", "loss", "accuracy", "queued", "idle_share")
@@ -209,3 +215,49 @@ class TrainReply(_message.Message):
     queued: int
     idle_share: float
     def __init__(self, status: _Optional[_Union[Status, _Mapping]] = ..., committed: _Optional[int] = ..., expected_sequence: _Optional[int] = ..., loss: _Optional[float] = ..., accuracy: _Optional[float] = ..., queued: _Optional[int] = ..., idle_share: _Optional[float] = ...) -> None: ...
+
+class AverageRequest(_message.Message):
+    __slots__ = ("generation", "epoch", "number", "samples", "weights", "crc32")
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    CRC32_FIELD_NUMBER: _ClassVar[int]
+    generation: str
+    epoch: int
+    number: int
+    samples: int
+    weights: Tensor
+    crc32: int
+    def __init__(self, generation: _Optional[str] = ..., epoch: _Optional[int] = ..., number: _Optional[int] = ..., samples: _Optional[int] = ..., weights: _Optional[_Union[Tensor, _Mapping]] = ..., crc32: _Optional[int] = ...) -> None: ...
+
+class AverageReply(_message.Message):
+    __slots__ = ("round", "weights", "crc32", "edges", "samples")
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    CRC32_FIELD_NUMBER: _ClassVar[int]
+    EDGES_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    round: int
+    weights: Tensor
+    crc32: int
+    edges: int
+    samples: int
+    def __init__(self, round: _Optional[int] = ..., weights: _Optional[_Union[Tensor, _Mapping]] = ..., crc32: _Optional[int] = ..., edges: _Optional[int] = ..., samples: _Optional[int] = ...) -> None: ...
+
+class PublishRequest(_message.Message):
+    __slots__ = ("generation", "epoch")
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    generation: str
+    epoch: int
+    def __init__(self, generation: _Optional[str] = ..., epoch: _Optional[int] = ...) -> None: ...
+
+class PublishReply(_message.Message):
+    __slots__ = ("weights_sha256", "steps")
+    WEIGHTS_SHA256_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    weights_sha256: str
+    steps: int
+    def __init__(self, weights_sha256: _Optional[str] = ..., steps: _Optional[int] = ...) -> None: ...

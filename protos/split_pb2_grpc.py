@@ -54,6 +54,16 @@ class SplitStub(object):
                 request_serializer=protos_dot_split__pb2.TrainRequest.SerializeToString,
                 response_deserializer=protos_dot_split__pb2.TrainReply.FromString,
                 _registered_method=True)
+        self.Average = channel.unary_unary(
+                '/keras_earlyexit.split.v1.Split/Average',
+                request_serializer=protos_dot_split__pb2.AverageRequest.SerializeToString,
+                response_deserializer=protos_dot_split__pb2.AverageReply.FromString,
+                _registered_method=True)
+        self.Publish = channel.unary_unary(
+                '/keras_earlyexit.split.v1.Split/Publish',
+                request_serializer=protos_dot_split__pb2.PublishRequest.SerializeToString,
+                response_deserializer=protos_dot_split__pb2.PublishReply.FromString,
+                _registered_method=True)
 
 
 class SplitServicer(object):
@@ -88,6 +98,21 @@ class SplitServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Average(self, request, context):
+        """The weights of an edge's own segment, and back comes their mean over the
+        edges, once a round ends. Only where both sides are told to.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Publish(self, request, context):
+        """Writes what is trained as a new generation, to be served.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SplitServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -110,6 +135,16 @@ def add_SplitServicer_to_server(servicer, server):
                     servicer.Train,
                     request_deserializer=protos_dot_split__pb2.TrainRequest.FromString,
                     response_serializer=protos_dot_split__pb2.TrainReply.SerializeToString,
+            ),
+            'Average': grpc.unary_unary_rpc_method_handler(
+                    servicer.Average,
+                    request_deserializer=protos_dot_split__pb2.AverageRequest.FromString,
+                    response_serializer=protos_dot_split__pb2.AverageReply.SerializeToString,
+            ),
+            'Publish': grpc.unary_unary_rpc_method_handler(
+                    servicer.Publish,
+                    request_deserializer=protos_dot_split__pb2.PublishRequest.FromString,
+                    response_serializer=protos_dot_split__pb2.PublishReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -220,6 +255,60 @@ class Split(object):
             '/keras_earlyexit.split.v1.Split/Train',
             protos_dot_split__pb2.TrainRequest.SerializeToString,
             protos_dot_split__pb2.TrainReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Average(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/keras_earlyexit.split.v1.Split/Average',
+            protos_dot_split__pb2.AverageRequest.SerializeToString,
+            protos_dot_split__pb2.AverageReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Publish(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/keras_earlyexit.split.v1.Split/Publish',
+            protos_dot_split__pb2.PublishRequest.SerializeToString,
+            protos_dot_split__pb2.PublishReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -53,10 +53,10 @@ def cloud(folder, port, point=None, count=0):
 
 def edge(folder, port, steps, number="0"):
     from edge_worker.training.checkpoint import Checkpoint
-    from edge_worker.training.journal import Journal
-    from edge_worker.training.sending import Sender
     from protos import split_pb2, training
     from protos.calling.retry import Backoff
+    from protos.feeding.journal import Journal
+    from protos.feeding.sending import Sender
     from protos.security import ClientSecurity
     from protos.tensors import encode
 

@@ -21,7 +21,7 @@ async def start(trainer, address="127.0.0.1:0"):
     metrics = Metrics()
     server = grpc.aio.server(
         interceptors=[Guard(security, metrics)],
-        options=server_options(trainer.limits.max_message_bytes, 1024),
+        options=server_options(trainer.max_message_bytes, 1024),
     )
     servicer = SplitServicer(None, None, metrics, trainer=trainer)
     split_pb2_grpc.add_SplitServicer_to_server(servicer, server)

@@ -9,7 +9,7 @@ import typer
 
 from keras_earlyexit.cli import options
 from keras_earlyexit.cli.models import load_model
-from keras_earlyexit.cli.shared import ExitCode
+from keras_earlyexit.cli.shared import CommandError, ExitCode
 
 _PATH = pathlib.Path | None
 
@@ -24,8 +24,18 @@ def train(
     ] = pathlib.Path("cloud_state"),
     output: options.Output = pathlib.Path("cloud.keras"),
     cut: Annotated[
-        str, typer.Option(help="Exit behind which this segment starts.")
-    ] = "exit_0",
+        list[str],
+        typer.Option(
+            help="Exit that a segment ends with; given once for each cut, the "
+            "same on all machines."
+        ),
+    ] = ("exit_0",),
+    segment: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Which segment to train, from 1 on [default: the last]."
+        ),
+    ] = None,
     base: Annotated[
         str, typer.Option(help="Objective of each segment.")
     ] = "eenet_v2",
@@ -37,6 +47,20 @@ def train(
     max_batch: Annotated[
         int, typer.Option(min=1, help="Rows of the largest batch.")
     ] = 1024,
+    average_quorum: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Average the edges' own segments when they ask for it, if so "
+            "many take part [default: no averages].",
+        ),
+    ] = None,
+    average_wait_s: Annotated[
+        float,
+        typer.Option(
+            min=0.1, max=3600, help="Seconds that a round may wait for edges."
+        ),
+    ] = 60.0,
     listen: Annotated[
         str, typer.Option(help="host:port; port 0 lets the system choose.")
     ] = "127.0.0.1:50052",
@@ -73,32 +97,60 @@ def train(
         token_file=token_file,
         insecure=insecure,
     )
-    segment = _segment(model, cut, base, optimizer, learning_rate)
+    parts, position = _segments(model, cut, base, segment)
+    trained = _compiled(parts[position], optimizer, learning_rate)
+    averaging = None
+    if average_quorum is not None:
+        averaging = _averaging(
+            parts[position - 1], state, average_quorum, average_wait_s
+        )
     from cloud_worker.training.serving import serve
 
     asyncio.run(
         serve(
-            segment,
+            trained,
             state,
             listen,
             security,
             output,
             commit_every=commit_every,
             max_rows=max_batch,
+            averaging=averaging,
         )
     )
     return ExitCode.OK
 
 
-def _segment(model, cut, base, optimizer, learning_rate):
+def _segments(model, cuts, base, position):
+    """All segments of a model, and which one to train."""
     loaded = load_model(model)
-    import keras
 
     import keras_earlyexit as ee
 
-    segment = ee.split(loaded, cut, base)[1]
+    parts = ee.split(loaded, tuple(cuts), base)
+    position = len(parts) - 1 if position is None else position
+    if position >= len(parts):
+        raise CommandError(
+            f"Expected --segment from 1 to {len(parts) - 1}. Received: "
+            f"{position}. Give --cut once for each cut.",
+            ExitCode.USAGE,
+        )
+    return parts, position
+
+
+def _compiled(segment, optimizer, learning_rate):
+    import keras
+
     config = {} if learning_rate is None else {"learning_rate": learning_rate}
     segment.compile(
         keras.optimizers.get({"class_name": optimizer, "config": config})
     )
     return segment
+
+
+def _averaging(segment, state, quorum, wait_s):
+    from cloud_worker.training.averaging import Averaging
+    from keras_earlyexit import snapshots
+
+    shapes = [tuple(v.shape) for v in snapshots.float_weights(segment)]
+    return Averaging(shapes, state, quorum, wait_s)

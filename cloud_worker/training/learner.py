@@ -139,6 +139,20 @@ class Learner:
                 raise self._unavailable()
         return edge.expected
 
+    def check_run(self, edge_id, epoch):
+        """Refuses all but the newest run of an edge.
+
+        Args:
+            edge_id: Who it is.
+            epoch: Which of its runs it is.
+
+        Raises:
+            Fenced: If a newer run is known, or none of it.
+        """
+        edge = self._edges.get(edge_id)
+        if edge is None or epoch != edge.epoch:
+            raise _fenced(edge_id, epoch, edge.epoch if edge else None)
+
     def learn(self, edge_id, epoch, sequence, arrays, labels, weight=None):
         """Applies a batch if it is the one that is expected.
 
@@ -160,9 +174,8 @@ class Learner:
                 again.
             CloudUnavailable: If the last commit failed and still does.
         """
-        edge = self._edges.get(edge_id)
-        if edge is None or epoch != edge.epoch:
-            raise _fenced(edge_id, epoch, edge.epoch if edge else None)
+        self.check_run(edge_id, epoch)
+        edge = self._edges[edge_id]
         self._recover()
         if sequence != edge.expected:
             return self._outcome(edge, is_gap=sequence > edge.expected)

@@ -53,7 +53,7 @@ async def serve(
     metrics = Metrics()
     server = grpc.aio.server(
         interceptors=[Guard(security, metrics)],
-        options=server_options(trainer.limits.max_message_bytes, _MAX_STREAMS),
+        options=server_options(trainer.max_message_bytes, _MAX_STREAMS),
     )
     servicer = SplitServicer(None, None, metrics, trainer=trainer)
     split_pb2_grpc.add_SplitServicer_to_server(servicer, server)

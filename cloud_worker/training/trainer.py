@@ -7,6 +7,7 @@ to the edges never waits for a step.
 
 import asyncio
 import concurrent.futures
+import contextlib
 import logging
 import time
 
@@ -19,7 +20,7 @@ from cloud_worker.training.learner import Learner
 from cloud_worker.training.ledger import Ledger
 from cloud_worker.training.segment import SegmentStepper
 from protos import split_pb2, training
-from protos.errors import SplitError
+from protos.errors import Refused, SplitError
 from protos.identity import (
     Identity,
     difference,
@@ -52,6 +53,7 @@ class Trainer:
             committed.
         on_health: Called with `True` or `False` when commits start to work,
             or to fail.
+        averaging: An `Averaging` of the edges' own segments, or `None`.
 
     Raises:
         ValueError: If the ledger is damaged, in use or of another model.
@@ -69,6 +71,7 @@ class Trainer:
         window=8,
         idle_commit_s=0.3,
         on_health=None,
+        averaging=None,
     ):
         self._agreement = agreement
         self._recipe = training.digest(agreement)
@@ -76,6 +79,7 @@ class Trainer:
         self.limits = Limits.for_specs(self.identity.feature, max_rows)
         self._window, self._idle_commit_s = window, idle_commit_s
         self._on_health = on_health
+        self._averaging, self._averaged = averaging, set()
         self._thread = concurrent.futures.ThreadPoolExecutor(
             1, thread_name_prefix="trainer"
         )
@@ -104,6 +108,14 @@ class Trainer:
         return cls(SegmentStepper(segment), agreement, folder, **options)
 
     @property
+    def max_message_bytes(self):
+        """Bytes of the largest message."""
+        found = [self.limits.max_message_bytes]
+        if self._averaging is not None:
+            found.append(self._averaging.max_message_bytes)
+        return max(found)
+
+    @property
     def steps(self):
         """Batches that were applied so far, by this ledger."""
         return self._learner.steps
@@ -129,6 +141,9 @@ class Trainer:
             reply.max_rows = self.limits.max_rows
             reply.max_message_bytes = self.limits.max_message_bytes
             reply.expected_sequence = expected
+            if request.average_sha256 and self._averaging is not None:
+                self._averaged.add(edge_id)
+                reply.average_wait_s = self._averaging.wait_s
         logger.info(
             "training refused" if found else "training",
             extra=fields(
@@ -151,6 +166,38 @@ class Trainer:
             `split_pb2.TrainReply`: one for each batch, and one more where a
             commit came later.
         """
+        async with contextlib.AsyncExitStack() as membership:
+            if edge_id in self._averaged:
+                await membership.enter_async_context(
+                    self._averaging.member(edge_id)
+                )
+            async for reply in self._train(requests, edge_id):
+                yield reply
+
+    async def average(self, request, edge_id):
+        """Takes part in a round of averaging.
+
+        Args:
+            request: A `split_pb2.AverageRequest`.
+            edge_id: Whose it is.
+
+        Returns:
+            A `split_pb2.AverageReply`.
+
+        Raises:
+            Fenced: If a newer run of the edge is known.
+            Refused: If nothing is averaged here.
+        """
+        self._check_generation(request)
+        if self._averaging is None:
+            raise Refused(
+                "Expected a request of another kind. Received: weights, of "
+                "which no average is made here. Pass --average-quorum."
+            )
+        await self._run(self._learner.check_run, edge_id, request.epoch)
+        return await self._averaging.average(request, edge_id)
+
+    async def _train(self, requests, edge_id):
         arrived = asyncio.Queue(self._window)
         reading = asyncio.create_task(_read(requests, arrived))
         try:
@@ -203,16 +250,7 @@ class Trainer:
 
     def _learn(self, edge_id, request):
         """In the thread: one batch."""
-        if request.generation != self.identity.generation:
-            raise mismatch(
-                [
-                    difference(
-                        "generation",
-                        request.generation[:256],
-                        self.identity.generation,
-                    )
-                ]
-            )
+        self._check_generation(request)
         started = time.monotonic()
         self._began = self._began or started
         batch = decoding.read(request, self._agreement, self.limits)
@@ -230,6 +268,11 @@ class Trainer:
             outcome = outcome._replace(committed=committed)
         self._busy_s += time.monotonic() - started
         return outcome
+
+    def _check_generation(self, request):
+        found = request.generation[:256], self.identity.generation
+        if found[0] != found[1]:
+            raise mismatch([difference("generation", *found)])
 
     def _reply(self, outcome, queued):
         elapsed_s = time.monotonic() - self._began
@@ -271,9 +314,17 @@ class Trainer:
         found = protocol_differences(versions)
         if not found:
             found = differences(Identity.of_hello(request), self.identity)
-        if not found and request.recipe_sha256 != self._recipe:
-            ours = request.recipe_sha256[:64]
-            found = (difference("recipe", ours, self._recipe),)
+        for what, theirs, ours in (
+            ("recipe", request.recipe_sha256, self._recipe),
+            (
+                "averaged weights",
+                request.average_sha256,
+                self._averaging and self._averaging.form,
+            ),
+        ):
+            if not found and ours and theirs != ours:
+                if what == "recipe" or theirs:
+                    found = (difference(what, theirs[:64], ours),)
         return found
 
 

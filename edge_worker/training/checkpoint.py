@@ -59,8 +59,10 @@ class Checkpoint:
         snapshots.write(self._path, arrays or [], facts)
 
     def close(self):
-        """Lets others use the folder."""
-        os.close(self._lock)
+        """Lets others use the folder; it may be closed already."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def _take(self, folder):
         try:

@@ -30,8 +30,12 @@ def train(
     ] = pathlib.Path("edge_state"),
     output: options.Output = pathlib.Path("edge.keras"),
     cut: Annotated[
-        str, typer.Option(help="Exit that this segment ends with.")
-    ] = "exit_0",
+        list[str],
+        typer.Option(
+            help="Exit that this segment ends with; given again for each "
+            "further cut, the same on all machines."
+        ),
+    ] = ("exit_0",),
     base: Annotated[
         str, typer.Option(help="Objective of each segment.")
     ] = "eenet_v2",
@@ -58,6 +62,14 @@ def train(
     checkpoint_every: Annotated[
         int, typer.Option(min=1, help="Batches between checkpoints.")
     ] = 50,
+    average_every: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Batches between averages of all edges' segments, whose "
+            "weights go up for that [default: no averages].",
+        ),
+    ] = None,
     tensorboard: options.TensorBoard = None,
     ca: Annotated[
         _PATH, typer.Option(help="PEM file of the cloud's authority.")
@@ -113,7 +125,7 @@ def train(
     )
     trainer = EdgeTrainer(
         loaded,
-        cut,
+        tuple(cut),
         cloud,
         state,
         base=base,
@@ -125,6 +137,7 @@ def train(
         seed=seed,
         journal_bytes=journal_mb << 20,
         checkpoint_every=checkpoint_every,
+        average_every=average_every,
     )
     with trainer:
         trainer.fit(
@@ -186,6 +199,7 @@ def _summary(trainer, output):
         "cloud_accuracy": cloud.accuracy,
         "cloud_idle_share": cloud.idle_share,
         "reconnects": max(cloud.reconnects, 0),
+        "averages": trainer.averaging.rounds if trainer.averaging else 0,
     }
 
 
@@ -199,4 +213,5 @@ def _as_text(facts):
         "cloud accuracy": f"{facts['cloud_accuracy']:.1%}",
         "cloud waited": f"{facts['cloud_idle_share']:.0%} of the time",
         "reconnects": f"{facts['reconnects']:,}",
+        "averages": f"{facts['averages']:,}",
     }

@@ -12,22 +12,21 @@ import os
 import time
 
 import keras
-import numpy as np
 
 import keras_earlyexit as ee
+from edge_worker.training.averaging import Averaging
 from edge_worker.training.batches import Batches, Iterated, labels_of
 from edge_worker.training.checkpoint import Checkpoint
-from edge_worker.training.forwarding import Forwarding
-from edge_worker.training.journal import Journal
 from edge_worker.training.progress import ProgressLine
-from edge_worker.training.sending import Sender
 from keras_earlyexit import snapshots
-from protos import split_pb2, training
+from protos import training
 from protos.codecs import Codec
+from protos.feeding.forwarding import Forwarding
+from protos.feeding.journal import Journal
+from protos.feeding.packing import pack
+from protos.feeding.sending import Sender
 from protos.security import ClientSecurity
-from protos.tensors import encode
 
-_ROUND = 3
 _POLL_S = 0.5
 
 
@@ -41,7 +40,8 @@ class EdgeTrainer:
     Args:
         model: An `EarlyExitModel`, or a `SegmentModel` that is compiled and
             not the last one.
-        cut: Name of the exit that the edge's segment ends with; `None` for a
+        cut: Name of the exit that the edge's segment ends with, or a tuple of
+            the names of all cuts where there are more machines; `None` for a
             `SegmentModel`, which knows it.
         target: `"host:port"` of a cloud worker that trains the next segment.
         state: Folder for checkpoint and journal.
@@ -56,6 +56,9 @@ class EdgeTrainer:
         journal_bytes: Bytes of the journal at most.
         checkpoint_every: Batches from one checkpoint to the next; there is
             one more after each pass.
+        average_every: Batches from one average of all edges' segments to the
+            next, and at the end; `None` has none. The cloud worker has to be
+            told to make them.
 
     Raises:
         TypeError: If `model` is none of these.
@@ -89,12 +92,16 @@ class EdgeTrainer:
         seed=0,
         journal_bytes=256 << 20,
         checkpoint_every=50,
+        average_every=None,
     ):
         self.segment = _segment(model, cut, base, optimizer)
         self._agreement = self.segment.agreement(self.segment.position + 1)
         self._forwarding = Forwarding(forward, seed)
         self._codec, self._seed = Codec.parse(codec), seed
         self._checkpoint_every = checkpoint_every
+        self.averaging = None
+        if average_every is not None:
+            self.averaging = Averaging(self.segment, average_every)
         self._checkpoint = Checkpoint(
             state,
             {
@@ -118,6 +125,7 @@ class EdgeTrainer:
                 self._agreement,
                 self._checkpoint.run,
                 edge_id,
+                average_sha256=self.averaging.form if self.averaging else "",
             )
             hello = self._sender.start()
             closing.pop_all()
@@ -200,6 +208,7 @@ class EdgeTrainer:
         try:
             while self._epoch < epochs and not self.segment.stop_training:
                 self._train_epoch(batches, callbacks, validation_data)
+            self._average_if_due(at_end=True)
             self._drain()
         finally:
             line.close()
@@ -232,6 +241,7 @@ class EdgeTrainer:
         # One ahead: the last batch of a pass says that it is.
         following = next(found, None)
         while following is not None:
+            self._average_if_due()
             (x, y, weight), following = following, next(found, None)
             callbacks.on_train_batch_begin(self._index)
             logs = self._step(x, y, weight, ends_pass=following is None)
@@ -275,23 +285,30 @@ class EdgeTrainer:
             self._sums[name] = before + value * len(labels)
         self._rows += len(labels)
         self._sent += len(rows)
+        if self.averaging:
+            self.averaging.learned(len(labels))
         return self._means()
 
+    def _average_if_due(self, at_end=False):
+        averaging = self.averaging
+        if averaging and averaging.is_due(self._sequence, at_end):
+            # What was offered must not be made a second time, differently.
+            self._save()
+            averaging.run(self._sequence, self._sender)
+            self._save()
+
     def _record(self, feature, labels, weight, ends_pass):
-        rng = np.random.default_rng(
-            (self._seed, self._epoch, _ROUND, self._sequence)
-        )
-        request = split_pb2.TrainRequest(
-            generation=self._sender.generation,
-            sequence=self._sequence,
-            tensors=[encode(feature, self._codec, rng)],
-            labels=encode(labels),
+        content = pack(
+            self._sender.generation,
+            self._sequence,
+            feature,
+            labels,
+            weight,
+            codec=self._codec,
+            seed=self._seed,
+            pass_number=self._epoch,
             ends_pass=ends_pass,
         )
-        if weight is not None:
-            request.sample_weight.CopyFrom(encode(weight))
-        request.crc32 = training.checksum(request)
-        content = request.SerializeToString(deterministic=True)
         following = self.journal.next_sequence
         if following is not None and self._sequence < following:
             before = self.journal.read(self._sequence)
@@ -333,6 +350,7 @@ class EdgeTrainer:
                 "sums": self._sums,
                 "rows": self._rows,
                 "sent": self._sent,
+                "averaging": self.averaging and self.averaging.state,
             },
         )
 
@@ -350,6 +368,8 @@ class EdgeTrainer:
         self._sequence = progress["sequence"]
         self._sums = progress["sums"]
         self._rows, self._sent = progress["rows"], progress["sent"]
+        if self.averaging:
+            self.averaging.restore(progress.get("averaging"))
 
 
 def _segment(model, cut, base, optimizer):

@@ -6,8 +6,8 @@ from bundling import make_model
 
 import keras_earlyexit as ee
 from edge_worker.training.batches import Batches, Iterated, labels_of
-from edge_worker.training.forwarding import Forwarding
 from keras_earlyexit.tasks import Head
+from protos.feeding.forwarding import Forwarding
 
 X = np.arange(50, dtype="float32").reshape(25, 2)
 Y = np.arange(25)

@@ -10,8 +10,8 @@ import threading
 
 import pytest
 
-from edge_worker.training.journal import Journal
-from edge_worker.training.journal_files import DamagedJournal
+from protos.feeding.journal import Journal
+from protos.feeding.journal_files import DamagedJournal
 
 
 def contents(journal):
@@ -187,7 +187,7 @@ def test_disk_full(tmp_path):
     code = textwrap.dedent(
         """
         import resource, sys
-        from edge_worker.training.journal import Journal
+        from protos.feeding.journal import Journal
         journal = Journal(sys.argv[1], max_bytes=1 << 20, sync=False)
         for sequence in range(3):
             journal.append(sequence, bytes([sequence]) * 1000)

@@ -10,11 +10,11 @@ from proxy import DOWN, UP, Proxy
 from training_server import serving
 
 from cloud_worker.training.trainer import Trainer
-from edge_worker.training.journal import Journal
-from edge_worker.training.sending import Sender
 from protos import split_pb2, split_pb2_grpc, training
 from protos.calling.retry import Backoff
 from protos.errors import CloudUnavailable, WireError
+from protos.feeding.journal import Journal
+from protos.feeding.sending import Sender
 from protos.security import ClientSecurity
 from protos.tensors import encode
 

@@ -10,7 +10,7 @@ import os
 import threading
 import time
 
-from edge_worker.training.journal_files import (
+from protos.feeding.journal_files import (
     NAME,
     OVERHEAD_BYTES,
     DamagedJournal,

@@ -71,6 +71,7 @@ class Sender:
         run: The number of this run of the edge.
         edge_id: What the edge calls itself; may be empty with a certificate.
         hello_timeout_s: Seconds to wait for the answer to a hello.
+        average_sha256: Form of the weights that are to be averaged.
         backoff: A `Backoff`.
     """
 
@@ -84,6 +85,7 @@ class Sender:
         edge_id="",
         hello_timeout_s=10.0,
         backoff=None,
+        average_sha256="",
     ):
         self._journal = journal
         self._target, self._security = target, security
@@ -91,6 +93,7 @@ class Sender:
         self._recipe = training.digest(agreement)
         self._run_number, self._edge_id = run, edge_id
         self._hello_timeout_s = hello_timeout_s
+        self._average_sha256 = average_sha256
         self._backoff = backoff or Backoff(0.05, 2.0)
         self._stopping = threading.Event()
         self._call = None
@@ -127,6 +130,48 @@ class Sender:
     def generation(self):
         """The name of what is trained, for requests."""
         return self._identity.generation
+
+    @property
+    def run(self):
+        """The number of this run of the edge, for requests."""
+        return self._run_number
+
+    def ask(self, method, request, reply_type, timeout_s):
+        """Makes a call of its own beside the stream.
+
+        Args:
+            method: Name of the method.
+            request: Its request, a message.
+            reply_type: The class of its reply.
+            timeout_s: A function of the `HelloReply` that returns seconds to
+                wait for the reply.
+
+        Returns:
+            The reply.
+
+        Raises:
+            SplitError: If there is none.
+        """
+        with self._channel() as channel:
+            # Who was never met, or by a worker that has begun anew, is
+            # nobody.
+            hello = self._say_hello(channel)
+            call = channel.unary_unary(
+                f"/{_SERVICE}/{method}",
+                request_serializer=type(request).SerializeToString,
+                response_deserializer=reply_type.FromString,
+            )
+            try:
+                reply = call(
+                    request,
+                    timeout=timeout_s(hello),
+                    metadata=self._metadata(),
+                )
+            except grpc.RpcError as error:
+                raise _again(from_rpc_error(error)) from error
+        self.progress.bytes_up += request.ByteSize()
+        self.progress.bytes_down += reply.ByteSize()
+        return reply
 
     def check(self):
         """Raises the error that ended the sending, if one did."""
@@ -270,6 +315,7 @@ class Sender:
             edge_id=self._edge_id,
             epoch=self._run_number,
             recipe_sha256=self._recipe,
+            average_sha256=self._average_sha256,
         )
         try:
             hello = method(
