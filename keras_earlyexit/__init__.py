@@ -33,6 +33,7 @@ _MODULES = (
     "blocks",
     "bundle",
     "calibration",
+    "callbacks",
     "cost",
     "datasets",
     "losses",

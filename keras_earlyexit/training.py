@@ -59,6 +59,7 @@ class ExitTraining:
             sample_weight = _class_weights(class_weight, y, sample_weight)
             class_weight = None
         self._remember(x, validation_split)
+        shown = []
         own = [*self.objective.callbacks(self), *self.regime.callbacks(self)]
         for callback in own:
             if hasattr(callback, "prepare"):
@@ -74,6 +75,8 @@ class ExitTraining:
                 for callback in callbacks
             ):
                 callbacks.append(FiniteLoss())
+            shown = [c for c in callbacks if _replaces_bar(c)]
+            verbose = 0 if shown and verbose == "auto" else verbose
         if self._tag_table is not None:
             self.train_function = None
         try:
@@ -92,6 +95,9 @@ class ExitTraining:
                 **kwargs,
             )
         finally:
+            # Whatever happened: a terminal is to be given back.
+            for callback in shown:
+                callback.close()
             if self._tag_table is not None:
                 self._tag_table = None
                 self.train_function = None
@@ -181,6 +187,10 @@ def _as_list(callbacks):
     return (
         list(callbacks) if isinstance(callbacks, (list, tuple)) else [callbacks]
     )
+
+
+def _replaces_bar(callback):
+    return getattr(callback, "replaces_progress_bar", False)
 
 
 def _class_weights(class_weight, y, sample_weight):

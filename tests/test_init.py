@@ -22,6 +22,7 @@ PUBLIC = [
     "bundle",
     "calibrate",
     "calibration",
+    "callbacks",
     "cost",
     "datasets",
     "export",

@@ -21,6 +21,7 @@ PACKAGES = {
     "tensorflow-datasets": "data",
     "scikit-learn": "data",
     "matplotlib": "report",
+    "tensorboard": "tensorboard",
     "keras-tuner": "tune",
     "grpcio": "split",
     "ai-edge-litert": "edge",
