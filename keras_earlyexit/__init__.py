@@ -44,6 +44,7 @@ _MODULES = (
     "plots",
     "policies",
     "regimes",
+    "report",
     "routing",
     "surgery",
     "tasks",

@@ -9,6 +9,8 @@ import numpy as np
 # Okabe and Ito's colours, which stay apart for every kind of colour vision.
 SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 INK, MUTED, GRID = "#222222", "#666666", "#E3E3E3"
+# Text on something coloured, which stays as it is on a dark page.
+DARK_TEXT, LIGHT_TEXT = "#1A1A1A", "#FDFDFD"
 
 
 def make_figure(width, height, heights=None, columns=1):
@@ -43,11 +45,16 @@ def make_figure(width, height, heights=None, columns=1):
     return figure, made[0] if len(made) == 1 and heights is None else made
 
 
-def add_legend(figure, axes):
+def add_legend(figure, axes, columns=2):
     """Puts the legend of some axes below a figure."""
     handles, labels = axes.get_legend_handles_labels()
     place = "outside lower center"
-    figure.legend(handles, labels, loc=place, frameon=False, ncols=2)
+    legend = figure.legend(
+        handles, labels, loc=place, frameon=False, ncols=columns
+    )
+    for text in legend.get_texts():
+        # Names are anybody's: no mathematics in them.
+        text.set_parse_math(False)
 
 
 def finish(figure, path):

@@ -62,7 +62,7 @@ def network(model, result=None, path=None):
     shares = None if result is None else _shares(model, result)
     # Thirty rows fit a page, three are not lost on it.
     step = float(np.clip(5.4 / len(names), 0.33, 0.75))
-    height = _TOP + step * (len(names) + 0.75)
+    height = _TOP + step * len(names) + 0.3
     figure = Figure(figsize=(_WIDTH, height), dpi=150)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_xlim(0, _WIDTH)

@@ -8,7 +8,9 @@ function returns a `matplotlib.figure.Figure` of its own.
 import numpy as np
 
 from keras_earlyexit.drawing import (
+    DARK_TEXT,
     INK,
+    LIGHT_TEXT,
     MUTED,
     SERIES,
     add_legend,
@@ -19,10 +21,13 @@ from keras_earlyexit.drawing import (
 from keras_earlyexit.network_picture import network as network
 
 _REFERENCE_MARKERS = "*PXDv^"
+_LEVEL_MARKERS = "^v<>dp"
 _MOST_ROWS = 20
 
 
-def accuracy_cost_curve(observations, references=None, chosen=None, path=None):
+def accuracy_cost_curve(
+    observations, references=None, chosen=None, path=None, *, levels=None
+):
     """Accuracy of the routed answers against their mean relative cost.
 
     Each curve runs over all thresholds, from everybody leaving at the first
@@ -39,6 +44,8 @@ def accuracy_cost_curve(observations, references=None, chosen=None, path=None):
         chosen: A threshold (a number, or one per early exit), a `RiskReport`,
             or a dict of these by the names of `observations`.
         path: Where to save the picture (`.png`, `.svg`, `.pdf`), or `None`.
+        levels: Dict by name, such as `"1 % risk"`, of further thresholds, or
+            of `RiskReport`s, to mark on the first curve.
 
     Returns:
         A `matplotlib.figure.Figure`.
@@ -84,6 +91,13 @@ def accuracy_cost_curve(observations, references=None, chosen=None, path=None):
         cost, value = (1.0, place) if np.ndim(place) == 0 else place
         marker = _REFERENCE_MARKERS[k % len(_REFERENCE_MARKERS)]
         _mark(axes, 100 * cost, scale * value, marker, "white", name, 14, INK)
+    for k, (name, threshold) in enumerate((levels or {}).items()):
+        threshold = _threshold_of(threshold)
+        cost = 100 * first.mean_cost(threshold)
+        value = scale * first.metric(threshold)
+        label = f"{name}: {value:.3g}{_unit(scale)} at {cost:.3g} % cost"
+        marker = _LEVEL_MARKERS[k % len(_LEVEL_MARKERS)]
+        _mark(axes, cost, value, marker, INK, label, 8)
     axes.set_xlabel("Mean relative cost (% of the plain model)")
     axes.set_ylabel(
         "Accuracy (%)"
@@ -238,8 +252,7 @@ def _draw_chosen(axes, seen, threshold, scale, color):
     chosen = "thresholds per exit"
     if np.ndim(threshold) == 0:
         chosen = f"threshold {threshold:.3g}"
-    unit = " %" if scale == 100 else ""
-    label = f"{chosen}: {value:.3g}{unit} at {cost:.3g} % cost"
+    label = f"{chosen}: {value:.3g}{_unit(scale)} at {cost:.3g} % cost"
     _mark(axes, cost, value, "o", color, label, 11)
 
 
@@ -254,8 +267,8 @@ def _note(axes, text, x, y, offset, color):
     """Text beside a point, on the side that the offset (points) says."""
     from matplotlib.patheffects import withStroke
 
-    on_white = color != "white"
-    halo = [withStroke(linewidth=2.5, foreground="white")] if on_white else []
+    on_paper = color in (INK, MUTED)
+    halo = [withStroke(linewidth=2.5, foreground="white")] if on_paper else []
     axes.annotate(
         text,
         (x, y),
@@ -299,7 +312,8 @@ def _draw_stacks(axes, shares, names, classes, colors):
                 text, place, ha="center", va="center", fontsize=8, color=ink
             )
         start += widths
-    axes.set_yticks(rows, classes)
+    # Names of classes are anybody's: no mathematics in them.
+    axes.set_yticks(rows, classes, parse_math=False)
     axes.invert_yaxis()
     axes.set_xlim(0, 100)
     axes.set_xlabel("Share of each class (%)")
@@ -314,7 +328,8 @@ def _draw_heat_map(axes, shares, names, classes, colors):
     )
     axes.set_xticks(np.arange(len(names)), names)
     shown = np.unique(np.linspace(0, len(order) - 1, 25).round().astype(int))
-    axes.set_yticks(shown, [classes[order[row]] for row in shown], fontsize=8)
+    names = [classes[order[row]] for row in shown]
+    axes.set_yticks(shown, names, fontsize=8, parse_math=False)
     axes.set_ylabel(f"{len(classes)} classes, those that leave early on top")
     axes.grid(False)
     bar = axes.figure.colorbar(image, ax=axes, pad=0.02)
@@ -348,9 +363,14 @@ def _checked_names(taken, exit_names):
     return list(exit_names)
 
 
+def _unit(scale):
+    return " %" if scale == 100 else ""
+
+
 def _threshold_of(chosen):
     return getattr(chosen, "threshold", chosen)
 
 
 def _readable_on(color):
-    return INK if np.dot(color[:3], (0.299, 0.587, 0.114)) > 0.5 else "white"
+    is_light = np.dot(color[:3], (0.299, 0.587, 0.114)) > 0.5
+    return DARK_TEXT if is_light else LIGHT_TEXT

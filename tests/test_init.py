@@ -38,6 +38,7 @@ PUBLIC = [
     "plots",
     "policies",
     "regimes",
+    "report",
     "routing",
     "split",
     "strip_exits",

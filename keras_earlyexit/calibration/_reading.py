@@ -54,20 +54,29 @@ def open_data(model, x, y, batch_size):
     return as_batches(elements(), reference, batch_size)[0], total, labels
 
 
-def batch_scores(model, outputs):
-    """Scores of a batch at all early exits: float32 (batch, E)."""
+def scores_of(policy, head, predictions, confidences):
+    """Scores of all early exits: float32 (batch, E).
+
+    Args:
+        policy: The policy that makes them.
+        head: The model's `tasks.Head`.
+        predictions: List of E arrays, in the head's own form.
+        confidences: Array (batch, E), or `None` if the policy reads none.
+    """
     import keras
 
-    from keras_earlyexit.exit_graph import confidence_name
     from keras_earlyexit.policies import score_of
 
     found, carry = [], None
-    for k, name in enumerate(model.exit_names[:-1]):
+    for k, prediction in enumerate(predictions):
+        confidence = None
+        if confidences is not None:
+            confidence = keras.ops.convert_to_tensor(confidences[:, k : k + 1])
         score, carry = score_of(
-            model.policy,
-            model.head,
-            keras.ops.convert_to_tensor(outputs[name]),
-            keras.ops.convert_to_tensor(outputs[confidence_name(name)]),
+            policy,
+            head,
+            keras.ops.convert_to_tensor(prediction),
+            confidence,
             carry,
             k,
         )

@@ -52,6 +52,8 @@ class Observations:
         policy_name: Name of the policy that made the scores.
         fingerprints: `None`, or uint64 array (n,), the samples' hashes, for
             `calibrate` to notice those that the model was trained on.
+        confidences: `None`, or float array (n, E), what the confidence
+            branches say, for `scored_by`.
     """
 
     scores: np.ndarray
@@ -62,6 +64,7 @@ class Observations:
     head: object
     policy_name: str | None = None
     fingerprints: np.ndarray | None = None
+    confidences: np.ndarray | None = None
 
     def __len__(self):
         return len(self.scores)
@@ -90,6 +93,49 @@ class Observations:
             fingerprints=(
                 None if self.fingerprints is None else self.fingerprints[rows]
             ),
+            confidences=(
+                None if self.confidences is None else self.confidences[rows]
+            ),
+        )
+
+    def scored_by(self, policy):
+        """The same answers with the scores of another policy.
+
+        Args:
+            policy: A policy, its name or config.
+
+        Returns:
+            `Observations`.
+
+        Raises:
+            ValueError: If the policy does not fit the model's answers, or
+                needs confidences that were not kept.
+
+        Example:
+
+        ```python
+        seen = ee.calibration.observe(model, x, y)
+        ee.plots.accuracy_cost_curve(
+            {name: seen.scored_by(name) for name in ("entropy", "margin")}
+        )
+        ```
+        """
+        from keras_earlyexit import policies
+
+        policy = policies.get(policy)
+        policy.check(self.head, self.scores.shape[1])
+        if policy.uses_confidence and self.confidences is None:
+            raise ValueError(
+                "Expected observations with confidences for the policy "
+                f"{policy.name!r}, which reads them. Received: {self!r}, "
+                "without. Observe again."
+            )
+        return dataclasses.replace(
+            self,
+            scores=_reading.scores_of(
+                policy, self.head, self.predictions[:-1], self.confidences
+            ),
+            policy_name=policy.name,
         )
 
     def exit_index(self, thresholds):
@@ -191,12 +237,12 @@ class Observations:
     def metric(self, thresholds):
         """The task's own figure, `metric_name`, of the routed answers."""
         taken = self.exit_index(thresholds)[:, None]
-        values = np.take_along_axis(self._sample_metrics, taken, axis=1)
+        values = np.take_along_axis(self.sample_metrics, taken, axis=1)
         return float(np.mean(values))
 
     def exit_metrics(self):
         """The task's own figure of each exit alone: float array (E + 1,)."""
-        return self._sample_metrics.mean(axis=0)
+        return self.sample_metrics.mean(axis=0)
 
     def curve(self, num=100):
         """Cost and quality along the thresholds that can be told apart.
@@ -223,7 +269,7 @@ class Observations:
         )
         thresholds = np.unique([-np.inf, *scores, np.inf])
         taken = self.exit_index_grid(thresholds)
-        values = np.take_along_axis(self._sample_metrics, taken, axis=1)
+        values = np.take_along_axis(self.sample_metrics, taken, axis=1)
         costs = self.relative_costs[taken].mean(axis=0)
         return Curve(thresholds, costs, values.mean(axis=0))
 
@@ -246,8 +292,8 @@ class Observations:
         return prediction
 
     @functools.cached_property
-    def _sample_metrics(self):
-        """Every sample's own figure at every exit: (n, E + 1)."""
+    def sample_metrics(self):
+        """The task's own figure of each sample at each exit: (n, E + 1)."""
         self._check_labels()
         columns = []
         for k in range(len(self.exit_names)):
@@ -312,6 +358,7 @@ def observe(
     """
     import keras
 
+    from keras_earlyexit.exit_graph import confidence_name
     from keras_earlyexit.inputs import num_rows
     from keras_earlyexit.model import EarlyExitModel
 
@@ -327,7 +374,7 @@ def observe(
         # The rounding of the routed graph, which is compiled without XLA.
         net.jit_compile = False
     predictions = [[] for _ in model.exit_names]
-    scores, hashes = [], []
+    scores, confidences, hashes = [], [], []
     # Hashes are for calibration to compare with those of the training.
     hashing = getattr(model, "training_fingerprints", None) is not None
     progress = _reading.Progress(total, verbose)
@@ -342,7 +389,20 @@ def observe(
         }
         for kept, name in zip(predictions, model.exit_names, strict=True):
             kept.append(outputs[name])
-        scores.append(_reading.batch_scores(model, outputs))
+        confidences.append(
+            np.concatenate(
+                [outputs[confidence_name(k)] for k in model.exit_names[:-1]],
+                axis=1,
+            )
+        )
+        scores.append(
+            _reading.scores_of(
+                model.policy,
+                model.head,
+                [outputs[name] for name in model.exit_names[:-1]],
+                confidences[-1],
+            )
+        )
         progress.advance()
     progress.close()
     if not scores:
@@ -368,6 +428,7 @@ def observe(
         head=model.head,
         policy_name=model.policy.name,
         fingerprints=np.concatenate(hashes) if hashing else None,
+        confidences=np.concatenate(confidences),
     )
 
 
