@@ -30,6 +30,7 @@ def _app():
     from keras_earlyexit.cli.info import info
     from keras_earlyexit.cli.merge import merge
     from keras_earlyexit.cli.plan import plan
+    from keras_earlyexit.cli.report import report
 
-    commands = [info, plan, merge, certs, doctor]
+    commands = [info, plan, report, merge, certs, doctor]
     return apps.app(NAME, "Early exits for Keras 3.", commands, EXIT_CODES)
