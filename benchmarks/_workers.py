@@ -12,7 +12,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 @contextlib.contextmanager
 def cloud_worker(bundle, *options):
-    """Runs `cloud-worker serve` on loopback; gives its address.
+    """Runs `cloud-worker serve` on loopback; gives a `Running`.
 
     Args:
         bundle: Folder of its bundle.
@@ -30,10 +30,28 @@ def cloud_worker(bundle, *options):
         text=True,
     )
     try:
-        yield _address(process)
+        yield Running(process)
     finally:
         process.terminate()
         process.communicate(timeout=30)
+
+
+class Running:
+    """A worker that runs.
+
+    Args:
+        process: Its process, which has not told its address yet.
+    """
+
+    def __init__(self, process):
+        self._pid = process.pid
+        self.address = _address(process)
+
+    def processor_seconds(self):
+        """Seconds that its threads have run so far."""
+        stat = pathlib.Path(f"/proc/{self._pid}/stat").read_text()
+        user, system = stat.rpartition(")")[2].split()[11:13]
+        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 def _address(process):

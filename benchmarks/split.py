@@ -31,6 +31,8 @@ from protos.security import ClientSecurity
 SIZES = (1, 4, 16, 64)
 CODECS = ("float32", "bfloat16", "uint8", "uint8_channel", "uint8+zstd")
 EDGES = 4
+#: Calls of an edge at the same time.
+IN_FLIGHT = (1, 8)
 
 
 def main():
@@ -41,20 +43,25 @@ def main():
     parser.add_argument("--seconds", type=float, default=4.0)
     parser.add_argument("--output", type=pathlib.Path)
     parser.add_argument("--edge", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--load", nargs=5, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.edge:
         print(json.dumps(edge_process(*options.edge)))
+        return
+    if options.load:
+        print(json.dumps(load_process(*options.load)))
         return
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         x, y = write(folder, options)
         cut = folder / "cut"
-        with cloud_worker(cut / "segment_1") as address:
+        with cloud_worker(cut / "segment_1") as cloud:
+            address = cloud.address
             rows = [
                 *agreement(folder, address, x, y),
                 added_time(cut, address, x),
                 *bytes_up(cut, address, x),
-                *throughput(cut, address, options.seconds),
+                *throughput(cut, cloud, options.seconds),
                 memory(cut, address),
             ]
     write_report(options.output, rows, model=options.model or "random")
@@ -176,61 +183,109 @@ def bytes_up(cut, address, x):
     yield show(what="bytes up", leave="all", bytes_up=found.bytes_up)
 
 
-def throughput(cut, address, seconds):
+def throughput(cut, cloud, seconds):
     """Samples per second of several edges, over stages in one process."""
     edge = ee.load_bundle(cut / "segment_0")
-    (spec,) = (
-        s for s in edge.manifest.stages[-1].outputs if s.name == "feature"
-    )
+    feature_spec = _feature_spec(edge)
     rng = np.random.default_rng(0)
     for size in SIZES:
-        feature = rng.normal(size=(size, *spec.shape[1:])).astype("float32")
-        cloud = ee.load_bundle(cut / "segment_1")
-        here = per_second(lambda f=feature, c=cloud: c.route(f), size, seconds)
-        asked = served(edge.manifest, address, feature, seconds)
-        yield show(
-            what="throughput",
-            edges=EDGES,
-            batch=size,
-            served_per_second=asked,
-            one_process_per_second=here,
-            ratio=asked / here,
-        )
+        feature = rng.normal(size=(size, *feature_spec.shape[1:]))
+        feature = feature.astype("float32")
+        bundle = ee.load_bundle(cut / "segment_1")
 
+        def here(bundle=bundle, feature=feature):
+            return bundle.route(feature)
 
-def served(manifest, address, feature, seconds):
-    """Samples per second that several edges get, each with its own link."""
-    with concurrent.futures.ThreadPoolExecutor(EDGES) as pool:
-        links = [
-            Link.of(
-                manifest,
-                address,
-                ClientSecurity(insecure=True),
-                edge_id=f"edge-{i}",
-                deadline_s=10.0,
+        for in_flight in IN_FLIGHT:
+            # Around it, since other things run on this machine too.
+            before = alone(here, size, seconds / 2)
+            asked, worker_s = served(cut, cloud, size, in_flight, seconds)
+            after = alone(here, size, seconds / 2)
+            rate, stages_s = (
+                (a + b) / 2 for a, b in zip(before, after, strict=True)
             )
-            for i in range(EDGES)
-        ]
-        rates = pool.map(
-            lambda link: per_second(
-                lambda: link.infer({"feature": feature}), len(feature), seconds
-            ),
-            links,
-        )
-        total = sum(rates)
-        for link in links:
-            link.close()
-    return total
+            yield show(
+                what="throughput",
+                edges=EDGES,
+                batch=size,
+                in_flight=in_flight,
+                served_per_second=asked,
+                one_process_per_second=rate,
+                ratio=asked / rate,
+                worker_processor_ms=1000 * worker_s,
+                stages_processor_ms=1000 * stages_s,
+                processor_ratio=stages_s / worker_s,
+            )
 
 
-def per_second(function, rows, seconds):
-    for _ in range(5):
-        function()
-    count, start = 0, time.perf_counter()
+def alone(function, rows, seconds):
+    """Samples per second here, and processor seconds of a sample."""
+    used, start = time.process_time(), time.perf_counter()
+    count = 0
     while time.perf_counter() - start < seconds:
         function()
-        count += 1
-    return count * rows / (time.perf_counter() - start)
+        count += rows
+    wall = time.perf_counter() - start
+    return count / wall, (time.process_time() - used) / count
+
+
+def served(cut, cloud, size, in_flight, seconds):
+    """What several edges get, each a process; and the worker's own seconds."""
+    flags = [cut / "segment_0", cloud.address, size, in_flight, seconds]
+    edges = [
+        subprocess.Popen(
+            [sys.executable, __file__, "--load", *map(str, flags)],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(EDGES)
+    ]
+    for edge in edges:
+        edge.stdout.readline()
+    used = cloud.processor_seconds()
+    for edge in edges:
+        edge.stdin.write("go\n")
+        edge.stdin.flush()
+    found = [json.loads(edge.communicate()[0]) for edge in edges]
+    used = cloud.processor_seconds() - used
+    count = sum(x["count"] for x in found)
+    return sum(x["count"] / x["seconds"] for x in found), used / count
+
+
+def load_process(bundle, address, size, in_flight, seconds):
+    """An edge that has so many calls in flight all the time."""
+    edge = ee.load_bundle(bundle)
+    shape = (int(size), *_feature_spec(edge).shape[1:])
+    feature = np.random.default_rng(0).normal(size=shape).astype("float32")
+    link = Link.of(
+        edge.manifest,
+        address,
+        ClientSecurity(insecure=True),
+        edge_id="edge",
+        deadline_s=60.0,
+    )
+
+    def ask(seconds):
+        count, start = 0, time.perf_counter()
+        while time.perf_counter() - start < seconds:
+            link.infer({"feature": feature})
+            count += len(feature)
+        return count
+
+    with link, concurrent.futures.ThreadPoolExecutor(int(in_flight)) as pool:
+        ask(0.2)
+        print("ready", flush=True)
+        sys.stdin.readline()
+        start = time.perf_counter()
+        count = sum(pool.map(ask, [float(seconds)] * int(in_flight)))
+        return {"count": count, "seconds": time.perf_counter() - start}
+
+
+def _feature_spec(bundle):
+    outputs = bundle.manifest.stages[-1].outputs
+    return next(spec for spec in outputs if spec.name == "feature")
 
 
 def memory(cut, address):

@@ -12,7 +12,8 @@ def infer_reply(request, answer):
     """The message of an `Answer`."""
     return split_pb2.InferReply(
         request_id=request.request_id,
-        predictions=encode(answer.predictions),
+        # Proven to be finite already.
+        predictions=encode(answer.predictions, finite=False),
         exit_index=encode(answer.exit_index.astype("int32")),
         # `final` has no score.
         score=encode(answer.score, finite=False),

@@ -1,6 +1,7 @@
 """The service `Split`: decode, call, encode."""
 
 import asyncio
+import logging
 import time
 
 import grpc
@@ -178,6 +179,8 @@ def _notes(answer):
 
 
 def _log_request(request, code, started, notes):
+    if not logger.isEnabledFor(logging.INFO):
+        return
     logger.info(
         "request",
         extra=fields(

@@ -61,8 +61,31 @@ class Asking:
         with self._lock:
             return dict(self._counts)
 
+    def checked(self, arrays):
+        """The arrays in the order of the features, and how many rows.
+
+        Raises:
+            ValueError: If they are not what the next stage takes.
+        """
+        wanted = [feature.name for feature in self._features]
+        found = {name: np.shape(array) for name, array in arrays.items()}
+        rows = {shape[0] if shape else 0 for shape in found.values()}
+        if set(found) != set(wanted) or len(rows) != 1 or 0 in rows:
+            raise ValueError(
+                f"Expected arrays {wanted} with equally many samples, at "
+                f"least one. Received: the shapes {found}. Pass what the stage "
+                "before returned."
+            )
+        return [arrays[name] for name in wanted], rows.pop()
+
     def ask(self, arrays, ends_at, request_id=None):
-        """The answers for a batch; as `Link.infer`, until a time."""
+        """The answers for a batch, until a time.
+
+        Args:
+            arrays: List of arrays, as `checked` returns them.
+            ends_at: Until when, by `time.monotonic`.
+            request_id: As for `Link.infer`.
+        """
         self._count("calls")
         parts, found, attempt = None, {}, 0
         while True:
@@ -87,7 +110,7 @@ class Asking:
         self._closing.set()
 
     def _parts(self, arrays, connection, request_id):
-        arrays, rows = self._checked(arrays)
+        rows = len(arrays[0])
         num_bytes = max(1, sum(array.nbytes for array in arrays))
         size = min(
             self._options.max_rows,
@@ -104,19 +127,6 @@ class Asking:
             )
             for start in range(0, rows, size)
         ]
-
-    def _checked(self, arrays):
-        """The arrays in the order of the features, and how many rows."""
-        wanted = [feature.name for feature in self._features]
-        found = {name: np.shape(array) for name, array in arrays.items()}
-        rows = {shape[0] if shape else 0 for shape in found.values()}
-        if set(found) != set(wanted) or len(rows) != 1 or 0 in rows:
-            raise ValueError(
-                f"Expected arrays {wanted} with equally many samples, at "
-                f"least one. Received: the shapes {found}. Pass what the stage "
-                "before returned."
-            )
-        return [arrays[name] for name in wanted], rows.pop()
 
     def _attempt(self, parts, connection, ends_at, found):
         """Sends requests and collects replies in `found`.

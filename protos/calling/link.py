@@ -11,6 +11,7 @@ from protos.calling.asking import Asking
 from protos.calling.breaker import CircuitBreaker
 from protos.calling.connection import connect
 from protos.calling.connector import Connector
+from protos.calling.gathering import Gathering
 from protos.calling.retry import Backoff
 from protos.calling.settings import LinkOptions
 from protos.errors import CloudUnavailable
@@ -75,6 +76,7 @@ class Link:
             Expects(prediction, identity.first_stage, num_exits),
             backoff,
         )
+        self._gathering = Gathering(self._asking.ask)
         self._lock = threading.Lock()
         self._pool = None
 
@@ -159,7 +161,8 @@ class Link:
             deadline_s: Seconds that this may take, retries included; `None`
                 takes the link's.
             request_id: Id of the request that this belongs to, for the logs
-                of all workers.
+                of all workers. Without one it may share a message with
+                others that are small, while the worker is busy.
 
         Returns:
             `Answers`.
@@ -170,7 +173,7 @@ class Link:
             CloudUnavailable: If there is no answer in time.
             SplitError: If the worker or the request is broken.
         """
-        return self._asking.ask(arrays, self._ends_at(deadline_s), request_id)
+        return self._ask(arrays, self._ends_at(deadline_s), request_id)
 
     def submit(self, arrays, deadline_s=None, request_id=None):
         """As `infer`, without waiting.
@@ -185,9 +188,7 @@ class Link:
                     self.options.max_in_flight, "split-calls"
                 )
             try:
-                return self._pool.submit(
-                    self._asking.ask, arrays, ends_at, request_id
-                )
+                return self._pool.submit(self._ask, arrays, ends_at, request_id)
             except RuntimeError as error:
                 # The program ends, and no thread can be started any more.
                 future = concurrent.futures.Future()
@@ -208,6 +209,12 @@ class Link:
 
     def __exit__(self, *_):
         self.close()
+
+    def _ask(self, arrays, ends_at, request_id):
+        arrays, rows = self._asking.checked(arrays)
+        if request_id:
+            return self._asking.ask(arrays, ends_at, request_id)
+        return self._gathering.ask(arrays, rows, ends_at)
 
     def _connect(self, on_break):
         connection = connect(
