@@ -1,5 +1,6 @@
 """What is sent to the cloud worker: features, or the input itself."""
 
+import concurrent.futures
 import dataclasses
 import logging
 import threading
@@ -82,8 +83,16 @@ class Offloading:
             link, sent = self.link, features
             if self._kind == INPUT:
                 sent = inputs
-        left_s = deadline_s - (time.monotonic() - started)
-        return link.submit(sent, left_s)
+            goes_back = self._kind == INPUT and self._config.offload == AUTO
+        ends_at = started + deadline_s
+        future = link.submit(sent, ends_at - time.monotonic())
+        if not goes_back:
+            return future
+        outcome = concurrent.futures.Future()
+        future.add_done_callback(
+            lambda future: self._go_back(future, features, ends_at, outcome)
+        )
+        return outcome
 
     def close(self):
         """Closes the links."""
@@ -115,6 +124,30 @@ class Offloading:
         # The other one stays: somebody may wait for answers on it.
         self._links[INPUT], self._kind = link, INPUT
 
+    def _go_back(self, future, features, ends_at, outcome):
+        """Sends features after all where inputs are not taken any more.
+
+        From then on it is features: a worker that was started anew without
+        raw input means it.
+        """
+        error, left = future.exception(), None
+        with self._lock:
+            is_refused = isinstance(error, (NotAllowed, VersionMismatch))
+            if is_refused and self._kind == INPUT:
+                logger.warning("inputs are not taken any more: %s", error)
+                self._kind = FEATURES
+                self.choice = dataclasses.replace(self.choice, kind=FEATURES)
+                left = self._links.pop(INPUT)
+            # Another call may have found out first, and closed the link.
+            sends = error is not None and self._kind == FEATURES
+            link = self._links[FEATURES]
+        if left is not None:
+            # Which waits for the thread that this runs in.
+            threading.Thread(target=left.close, daemon=True).start()
+        if sends:
+            future = link.submit(features, ends_at - time.monotonic())
+        future.add_done_callback(lambda future: _copy(future, outcome))
+
     def _size(self, arrays):
         """Bytes that a sample has on the wire."""
         return sum(
@@ -131,3 +164,11 @@ class Offloading:
             first_stage=0 if kind == INPUT else None,
             **self._config.link_options,
         )
+
+
+def _copy(future, outcome):
+    error = future.exception()
+    if error is not None:
+        outcome.set_exception(error)
+    else:
+        outcome.set_result(future.result())

@@ -4,6 +4,9 @@ import collections
 import concurrent.futures
 import logging
 import time
+from typing import NamedTuple
+
+import numpy as np
 
 from edge_worker.capping import OffloadCap
 from edge_worker.config import EdgeConfig
@@ -18,8 +21,19 @@ from protos.errors import NotAllowed, SplitError, VersionMismatch
 logger = logging.getLogger("edge_worker")
 #: A link keeps its deadline. This is for the day on which it does not.
 _GRACE_S = 1.0
-#: Batches of one call that wait; each keeps its features in memory.
+#: Batches of one call that wait, and bytes of their features, which stay in
+#: memory until then: a batch more is routed only below that.
 _MAX_WAITING = 4
+_MAX_WAITING_BYTES = 8 << 20
+
+
+class _Sent(NamedTuple):
+    """Rows that were sent on, and what is waited for."""
+
+    rows: np.ndarray
+    future: concurrent.futures.Future
+    ends_at: float
+    num_bytes: int
 
 
 class EdgeWorker:
@@ -139,14 +153,14 @@ class EdgeWorker:
         call = Merging(self._bundle.relative_costs)
         waiting = collections.deque()
         for start in range(0, max(len(arrays[0]), 1), size):
-            if len(waiting) >= _MAX_WAITING:
-                self._collect(call, *waiting.popleft())
+            while _is_full(waiting):
+                self._collect(call, waiting.popleft())
             part = tuple(array[start : start + size] for array in arrays)
             sent = self._start(call, part)
             if sent is not None:
                 waiting.append(sent)
         while waiting:
-            self._collect(call, *waiting.popleft())
+            self._collect(call, waiting.popleft())
         result = call.result()
         refuse_nan(result.predictions, "answers")
         self._stats.answered(result)
@@ -178,13 +192,19 @@ class EdgeWorker:
         ends_at = started + self.config.deadline
         left_s = ends_at - time.monotonic()
         future = self._offloading.submit(arrays, routed, rows, left_s)
-        return first + routed.staying[:rows], future, ends_at
+        return _Sent(
+            first + routed.staying[:rows],
+            future,
+            ends_at,
+            routed.feature.nbytes,
+        )
 
-    def _collect(self, call, rows, future, ends_at):
+    def _collect(self, call, sent):
         """Waits for the answers to some rows and puts them in their place."""
         started = time.monotonic()
+        left_s = max(0.0, sent.ends_at - started)
         try:
-            answers = future.result(max(0.0, ends_at - started) + _GRACE_S)
+            answers = sent.future.result(left_s + _GRACE_S)
         except (VersionMismatch, NotAllowed):
             raise
         # A ValueError: features that no codec has a form for.
@@ -195,7 +215,7 @@ class EdgeWorker:
             self._stats.failed(error)
         else:
             self._note(None)
-            call.put(rows, answers)
+            call.put(sent.rows, answers)
         call.seconds["wait"] += time.monotonic() - started
 
     def _note(self, error):
@@ -209,3 +229,10 @@ class EdgeWorker:
             logger.warning(
                 "answers are degraded (%s): %s", type(error).__name__, error
             )
+
+
+def _is_full(waiting):
+    """Whether no batch more may be routed before one has its answers."""
+    return len(waiting) >= _MAX_WAITING or (
+        sum(sent.num_bytes for sent in waiting) >= _MAX_WAITING_BYTES
+    )

@@ -57,23 +57,28 @@ class Part:
     """
 
     def __init__(self, arrays, codec, request_id):
-        started = time.monotonic()
         self.rows = len(arrays[0])
         self.request_id = request_id
-        self._request = split_pb2.InferRequest(
-            request_id=request_id,
-            tensors=[encode(array, codec) for array in arrays],
-        )
+        self._arrays, self._codec = arrays, codec
         self.bytes_up = 0
         self.seconds = dict.fromkeys(SECONDS, 0.0)
-        self.seconds["encode"] = time.monotonic() - started
 
     def content(self, generation, left_s):
-        """Bytes of the request, for one attempt."""
-        self._request.generation = generation
-        self._request.timeout_ms = max(1, int(left_s * 1000))
-        content = self._request.SerializeToString()
+        """Bytes of the request, for one attempt.
+
+        They are made anew each time: kept until there is an answer, they
+        would be in memory besides the arrays.
+        """
+        started = time.monotonic()
+        request = split_pb2.InferRequest(
+            request_id=self.request_id,
+            generation=generation,
+            timeout_ms=max(1, int(left_s * 1000)),
+            tensors=[encode(array, self._codec) for array in self._arrays],
+        )
+        content = request.SerializeToString()
         self.bytes_up += len(content)
+        self.seconds["encode"] += time.monotonic() - started
         return content
 
     def read(self, reply, num_bytes, expects, round_trip_s):

@@ -24,8 +24,8 @@ _STALLED_S = 0.5
 #: However long an overloaded peer wants to be left alone.
 _MAX_RETRY_AFTER_S = 2.0
 #: Features in one request, decoded, unless one sample has more: what is larger
-#: keeps all others on the stream waiting.
-_MAX_REQUEST_BYTES = 32 << 20
+#: keeps all others on the stream waiting, and is in memory three times.
+_MAX_REQUEST_BYTES = 2 << 20
 #: Of the id of the request that a call belongs to.
 _MAX_PREFIX = 32
 

@@ -8,6 +8,7 @@ from proxy import Proxy
 from waiting import poll
 
 from edge_worker import EdgeWorker
+from protos.addresses import split_address
 
 AUTO = {"insecure": True, "offload": "auto", "allow_raw_input": True}
 
@@ -50,3 +51,35 @@ def test_features_that_cannot_cross_are_no_choice(exported, cloud, rows):
             worker.predict(np.full_like(rows[:3], np.inf))
         assert worker.predict(rows).counts["cloud"] == len(rows)
         assert worker.stats["offload"] == "input"
+
+
+def test_inputs_that_are_not_taken_any_more(
+    exported, start_cloud, rows, wanted
+):
+    with (
+        start_cloud(
+            exported.whole, "--insecure", "--allow-raw-input"
+        ) as before,
+        start_cloud(exported.whole, "--insecure") as after,
+        Proxy(before.address) as proxy,
+        EdgeWorker(
+            exported.edge, proxy.address, deadline=20.0, **AUTO
+        ) as worker,
+    ):
+        assert worker.predict(rows).counts["degraded"] == 0
+        assert worker.stats["offload"] == "input"
+        # As if it were started anew, without raw input, at the same address.
+        proxy.down()
+        proxy.target = split_address(after.address)
+        proxy.up()
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            results = list(pool.map(worker.predict, [rows] * 8))
+        poll(lambda: worker.predict(rows[:50]).counts["degraded"] == 0, 20)
+        assert worker.stats["offload"] == "features"
+        results.append(worker.predict(rows))
+    for result in results:
+        right = result.answered_by != "degraded"
+        np.testing.assert_array_equal(
+            result.exit_index[right], wanted.exit_index[right]
+        )
+    assert right.all()

@@ -6,11 +6,13 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
 from waiting import poll
 
+from edge_worker import EdgeWorker
 from edge_worker.serving.http import check_loopback
 from keras_earlyexit.bundle import load_bundle
 from protos import split_pb2, split_pb2_grpc
@@ -154,6 +156,51 @@ def test_grpc(edge, exported, rows, wanted):
             assert raised.value.code().name == code
 
 
+def test_a_stream_over_grpc(edge, exported, rows, wanted):
+    identity = Identity.of(load_bundle(exported.edge).manifest, 0)
+    requests = [
+        split_pb2.InferRequest(
+            request_id=str(i),
+            # One of them is for another model.
+            generation="other" if i == 7 else identity.generation,
+            tensors=[encode(rows[i : i + 5])],
+        )
+        for i in range(100)
+    ]
+    with open_channel(edge.grpc, None, 1 << 22) as channel:
+        stub = split_pb2_grpc.SplitStub(channel)
+        replies = {
+            reply.request_id: reply
+            for reply in stub.InferStream(iter(requests), timeout=30)
+        }
+    assert len(replies) == 100
+    spec = Feature("exit_index", (None,), "int32")
+    for i in range(100):
+        reply = replies[str(i)]
+        if i == 7:
+            assert reply.status.code == 9
+            continue
+        np.testing.assert_array_equal(
+            decode(reply.exit_index, spec, 5), wanted.exit_index[i : i + 5]
+        )
+
+
+def test_as_a_tier_of_its_own(edge, exported, rows, wanted):
+    """Another edge worker sends it its inputs."""
+    with EdgeWorker(
+        exported.edge,
+        edge.grpc,
+        insecure=True,
+        offload="input",
+        allow_raw_input=True,
+        thresholds=float("inf"),
+        deadline=20.0,
+    ) as worker:
+        found = worker.predict(rows)
+    assert found.counts["cloud"] == len(rows)
+    np.testing.assert_array_equal(found.exit_index, wanted.exit_index)
+
+
 def test_only_this_machine():
     assert check_loopback("127.0.0.1:80") == ("127.0.0.1", 80)
     for address in ("0.0.0.0:80", "192.0.2.1:80", "example.org:80"):
@@ -162,5 +209,13 @@ def test_only_this_machine():
 
 
 def test_sigterm_ends_it_in_order(edge):
-    assert edge.stop() == 0
+    with open_channel(edge.grpc, None, 1 << 22) as channel:
+        # A stream that nobody ends does not hold it up.
+        asked = threading.Event()
+        stream = split_pb2_grpc.SplitStub(channel).InferStream(
+            iter(lambda: asked.wait(60), None)
+        )
+        assert edge.stop() == 0
+        stream.cancel()
+        asked.set()
     assert [x["message"] for x in edge.lines()[-2:]] == ["stopping", "stopped"]
