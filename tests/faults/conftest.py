@@ -1,3 +1,4 @@
+import keras
 import numpy as np
 import pytest
 from bundling import make_model, set_thresholds
@@ -9,10 +10,9 @@ import keras_earlyexit as ee
 from edge_worker import EdgeWorker
 
 
-@pytest.fixture(scope="session")
-def parts(tmp_path_factory):
-    """Folders of both halves of a model, and what the whole of it answers."""
-    folder = tmp_path_factory.mktemp("split")
+def export(folder, seed):
+    """Both halves of a model, and what the whole of it answers."""
+    keras.utils.set_random_seed(seed)
     model = make_model()
     x = np.random.default_rng(0).normal(size=(200, 6)).astype("float32")
     set_thresholds(model, x)
@@ -22,6 +22,18 @@ def parts(tmp_path_factory):
     # About half of the samples have to go on for any of this to mean much.
     assert 0.3 < (result.exit_index > 0).mean() < 0.7
     return folder / "cut", Reference(x, result)
+
+
+@pytest.fixture(scope="session")
+def parts(tmp_path_factory):
+    """Folders of both halves of a model, and what the whole of it answers."""
+    return export(tmp_path_factory.mktemp("split"), seed=0)
+
+
+@pytest.fixture(scope="session")
+def newer_parts(tmp_path_factory):
+    """The same of a model with other weights."""
+    return export(tmp_path_factory.mktemp("newer"), seed=1)
 
 
 @pytest.fixture

@@ -38,6 +38,10 @@ class CloudProcess:
     def pid(self):
         return self._process.pid
 
+    def log_text(self):
+        """What it has written so far."""
+        return pathlib.Path(self._log).read_text(encoding="utf-8")
+
     def start(self):
         """Starts it, and waits until it says that it listens."""
         listening = threading.Event()
