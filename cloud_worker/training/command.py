@@ -61,6 +61,51 @@ def train(
             min=0.1, max=3600, help="Seconds that a round may wait for edges."
         ),
     ] = 60.0,
+    forward: Annotated[
+        str | None,
+        typer.Option(
+            help="host:port of a further worker that trains the next segment."
+        ),
+    ] = None,
+    forward_samples: Annotated[
+        str,
+        typer.Option(
+            help="Which samples go on to it: non_exited, all, or a share of "
+            "them."
+        ),
+    ] = "non_exited",
+    forward_codec: Annotated[
+        str, typer.Option(help="Form in which features go to it.")
+    ] = "float32",
+    forward_ca: Annotated[
+        _PATH, typer.Option(help="PEM file of its authority.")
+    ] = None,
+    forward_cert: Annotated[
+        _PATH, typer.Option(help="PEM file of the certificate to show it.")
+    ] = None,
+    forward_key: Annotated[
+        _PATH, typer.Option(help="PEM file of that certificate's key.")
+    ] = None,
+    forward_token_file: Annotated[
+        _PATH, typer.Option(help="File whose first token is sent to it.")
+    ] = None,
+    forward_insecure: Annotated[
+        bool,
+        typer.Option(help="Plain text to it; on a loopback address only."),
+    ] = False,
+    forward_edge_id: Annotated[
+        str,
+        typer.Option(
+            help="What this worker calls itself there; the certificate's name "
+            "if it has one."
+        ),
+    ] = "cloud-worker",
+    journal_mb: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Megabytes at most that wait for the further worker."
+        ),
+    ] = 256,
     listen: Annotated[
         str, typer.Option(help="host:port; port 0 lets the system choose.")
     ] = "127.0.0.1:50052",
@@ -104,6 +149,18 @@ def train(
         averaging = _averaging(
             parts[position - 1], state, average_quorum, average_wait_s
         )
+    outlet = _outlet(
+        trained,
+        forward,
+        state,
+        (forward_ca, forward_cert, forward_key),
+        forward_token_file,
+        forward_insecure,
+        edge_id="" if forward_cert else forward_edge_id,
+        forward=forward_samples,
+        codec=forward_codec,
+        journal_bytes=journal_mb << 20,
+    )
     from cloud_worker.training.serving import serve
 
     asyncio.run(
@@ -116,6 +173,7 @@ def train(
             commit_every=commit_every,
             max_rows=max_batch,
             averaging=averaging,
+            outlet=outlet,
         )
     )
     return ExitCode.OK
@@ -136,6 +194,26 @@ def _segments(model, cuts, base, position):
             ExitCode.USAGE,
         )
     return parts, position
+
+
+def _outlet(segment, target, folder, tls, token_file, insecure, **options):
+    """The `Outlet` to a further worker; `None` behind the last segment."""
+    if segment.is_last != (target is None):
+        raise CommandError(
+            "Expected --forward for every segment but the last. Received: "
+            f"segment {segment.position} of {len(segment.origin.cuts) + 1}, "
+            f"and --forward {target or 'not given'}. Look at --segment and "
+            "--cut.",
+            ExitCode.USAGE,
+        )
+    if target is None:
+        return None
+    from cloud_worker.training.outlet import Outlet
+    from protos.security import ClientSecurity, read_tokens
+
+    token = None if token_file is None else read_tokens(token_file)[0]
+    security = ClientSecurity(*tls, token=token, insecure=insecure)
+    return Outlet(segment, target, folder, security, **options)
 
 
 def _compiled(segment, optimizer, learning_rate):

@@ -62,6 +62,7 @@ class Learner:
         commit_every: Batches from one commit to the next.
         max_feature: Largest magnitude of a feature that is learned from.
         clock: Returns seconds that never go back.
+        on_commit: Called after each commit.
 
     Raises:
         ValueError: If the ledger is damaged or of another model.
@@ -76,12 +77,13 @@ class Learner:
         commit_every=20,
         max_feature=MAX_FEATURE,
         clock=time.monotonic,
+        on_commit=None,
     ):
         self._stepper, self._ledger = stepper, ledger
         self._agreement = agreement
         self._commit_every = commit_every
         self._max_feature = max_feature
-        self._clock = clock
+        self._clock, self._on_commit = clock, on_commit
         self._edges = {}
         self._pending = 0
         self._failed_at = None
@@ -153,7 +155,9 @@ class Learner:
         if edge is None or epoch != edge.epoch:
             raise _fenced(edge_id, epoch, edge.epoch if edge else None)
 
-    def learn(self, edge_id, epoch, sequence, arrays, labels, weight=None):
+    def learn(
+        self, edge_id, epoch, sequence, arrays, labels, weight=None, **place
+    ):
         """Applies a batch if it is the one that is expected.
 
         Args:
@@ -163,6 +167,7 @@ class Learner:
             arrays: Tuple of features.
             labels: Array of labels.
             weight: Array (batch,) or `None`.
+            **place: What the stepper is told besides.
 
         Returns:
             An `Outcome`.
@@ -180,7 +185,7 @@ class Learner:
         if sequence != edge.expected:
             return self._outcome(edge, is_gap=sequence > edge.expected)
         self._check(edge, sequence, arrays)
-        logs = self._stepper.step(arrays, labels, weight)
+        logs = self._stepper.step(arrays, labels, weight, **place)
         if not math.isfinite(logs["loss"]):
             self.refused += 1
             self._return_to_ledger()
@@ -250,6 +255,8 @@ class Learner:
         self._pending = 0
         for edge in self._edges.values():
             edge.committed = edge.expected
+        if self._on_commit is not None:
+            self._on_commit()
 
     def _return_to_ledger(self):
         arrays, facts = self._ledger.read()

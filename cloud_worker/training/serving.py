@@ -78,7 +78,7 @@ async def serve(
         trainer.stop()
         await server.stop(grace_s)
     finally:
-        await trainer.close()
+        await trainer.close(grace_s)
     save_model(segment, output)
     logger.info("stopped", extra=fields(file=str(output), steps=trainer.steps))
 

@@ -35,6 +35,8 @@ _GAP = split_pb2.Status(
     sentence="Another batch is expected. Say hello again.",
 )
 _END = object()
+# How often to look whether the journal for a further worker has room again.
+_FULL_S = 0.1
 
 
 class Trainer:
@@ -54,6 +56,7 @@ class Trainer:
         on_health: Called with `True` or `False` when commits start to work,
             or to fail.
         averaging: An `Averaging` of the edges' own segments, or `None`.
+        outlet: The `Outlet` of the stepper, or `None` for the last segment.
 
     Raises:
         ValueError: If the ledger is damaged, in use or of another model.
@@ -72,6 +75,7 @@ class Trainer:
         idle_commit_s=0.3,
         on_health=None,
         averaging=None,
+        outlet=None,
     ):
         self._agreement = agreement
         self._recipe = training.digest(agreement)
@@ -80,11 +84,15 @@ class Trainer:
         self._window, self._idle_commit_s = window, idle_commit_s
         self._on_health = on_health
         self._averaging, self._averaged = averaging, set()
+        self._outlet = outlet
         self._thread = concurrent.futures.ThreadPoolExecutor(
             1, thread_name_prefix="trainer"
         )
         self._ledger = Ledger(folder)
         try:
+            if outlet is not None:
+                # Only now: the folder is ours.
+                outlet.open()
             # In its thread: backends keep state of the thread they are in.
             self._learner = self._thread.submit(
                 Learner,
@@ -92,8 +100,11 @@ class Trainer:
                 self._ledger,
                 agreement=self._recipe,
                 commit_every=commit_every,
+                on_commit=outlet and outlet.committed,
             ).result()
         except BaseException:
+            if outlet is not None:
+                outlet.close(0.0)
             self._thread.shutdown()
             self._ledger.close()
             raise
@@ -102,10 +113,11 @@ class Trainer:
         self._busy_s, self._began = 0.0, None
 
     @classmethod
-    def for_segment(cls, segment, folder, **options):
+    def for_segment(cls, segment, folder, outlet=None, **options):
         """Trains a compiled `SegmentModel` that is not the first one."""
         agreement = segment.agreement(segment.position)
-        return cls(SegmentStepper(segment), agreement, folder, **options)
+        stepper = SegmentStepper(segment, outlet)
+        return cls(stepper, agreement, folder, outlet=outlet, **options)
 
     @property
     def max_message_bytes(self):
@@ -212,6 +224,7 @@ class Trainer:
                         continue
                     reply = split_pb2.TrainReply(committed=done)
                 else:
+                    await self._room()
                     outcome = await self._run(self._learn, edge_id, request)
                     reply = self._reply(outcome, arrived.qsize())
                 told = reply.committed
@@ -226,10 +239,16 @@ class Trainer:
         """Takes no more batches; streams end after those in flight."""
         self._is_stopping = True
 
-    async def close(self):
-        """Commits, and lets go of the ledger."""
+    async def close(self, drain_s=10.0):
+        """Commits, and lets go of the ledger.
+
+        Args:
+            drain_s: Seconds for a further worker to take what is left.
+        """
         self.stop()
         await self._run(self._learner.commit)
+        if self._outlet is not None:
+            await asyncio.to_thread(self._outlet.close, drain_s)
         self._thread.shutdown()
         self._ledger.close()
 
@@ -243,6 +262,13 @@ class Trainer:
             raise request
         return request
 
+    async def _room(self):
+        """Waits until what goes on to a further worker has room."""
+        if self._outlet is None:
+            return
+        while not await self._run(self._outlet.flush):
+            await asyncio.sleep(_FULL_S)
+
     async def _commit(self, edge_id):
         if self._learner.pending:
             await self._run(self._learner.commit)
@@ -254,6 +280,10 @@ class Trainer:
         started = time.monotonic()
         self._began = self._began or started
         batch = decoding.read(request, self._agreement, self.limits)
+        place = {}
+        if self._outlet is not None:
+            place["pass_number"] = request.pass_number
+            place["ends_pass"] = request.ends_pass
         outcome = self._learner.learn(
             edge_id,
             request.epoch,
@@ -261,6 +291,7 @@ class Trainer:
             batch.arrays,
             batch.labels,
             batch.weight,
+            **place,
         )
         if request.ends_pass and outcome.is_applied:
             self._learner.commit()

@@ -132,7 +132,7 @@ def train(
         optimizer=_optimizer(optimizer, learning_rate),
         security=security,
         edge_id=edge_id or ("" if cert else "edge"),
-        forward=_forward(forward),
+        forward=forward,
         codec=codec,
         seed=seed,
         journal_bytes=journal_mb << 20,
@@ -165,13 +165,6 @@ def _optimizer(name, learning_rate):
 
     config = {} if learning_rate is None else {"learning_rate": learning_rate}
     return keras.optimizers.get({"class_name": name, "config": config})
-
-
-def _forward(text):
-    try:
-        return float(text)
-    except ValueError:
-        return text
 
 
 def _callbacks(tensorboard):

@@ -1,5 +1,6 @@
 """Which samples of a batch go up to be learned from there."""
 
+import contextlib
 import math
 
 import numpy as np
@@ -14,7 +15,7 @@ class Forwarding:
     """Decides who is forwarded; the same each time it is asked.
 
     Args:
-        forward: `"all"`; a share in (0, 1], drawn at random; or
+        forward: `"all"`; a share in (0, 1], drawn at random, also as text; or
             `"non_exited"`: those who do not leave at the edge, everybody in
             the first pass, and a quarter of those who leave, so that the
             later segment neither starves nor sees hard samples alone.
@@ -25,6 +26,9 @@ class Forwarding:
     """
 
     def __init__(self, forward=NON_EXITED, seed=0):
+        with contextlib.suppress(TypeError, ValueError):
+            if isinstance(forward, str):
+                forward = float(forward)
         is_share = isinstance(forward, (int, float)) and 0 < forward <= 1
         if isinstance(forward, bool) or not (
             is_share or forward in (ALL, NON_EXITED)

@@ -2,13 +2,7 @@
 
 import importlib
 import json
-import os
-import pathlib
 import random
-import signal
-import socket
-import subprocess
-import sys
 import time
 
 import keras
@@ -19,14 +13,6 @@ from training_data import BATCHES, arrays
 import keras_earlyexit as ee
 from keras_earlyexit import snapshots
 from keras_earlyexit.cli import main
-
-HERE = pathlib.Path(__file__).resolve().parent.parent
-ENVIRONMENT = {
-    "PYTHONPATH": os.pathsep.join((str(HERE), str(HERE.parent))),
-    "KERAS_BACKEND": "tensorflow",
-    "TF_CPP_MIN_LOG_LEVEL": "3",
-    "CUDA_VISIBLE_DEVICES": "",
-}
 
 
 @pytest.fixture
@@ -43,86 +29,6 @@ def folder(tmp_path):
     x, y = arrays()
     np.savez(tmp_path / "data.npz", x=x, y=y)
     return tmp_path
-
-
-class Processes:
-    """Both sides in one folder, named so that several fit side by side."""
-
-    def __init__(self, folder, name):
-        self.folder, self.name = folder, name
-        with socket.socket() as taken:
-            taken.bind(("127.0.0.1", 0))
-            self.port = taken.getsockname()[1]
-        self.running, self.environment, self.kills = {}, {}, 0
-
-    def path(self, what):
-        return self.folder / f"{self.name}_{what}"
-
-    def start(self, side, *options):
-        address = f"127.0.0.1:{self.port}"
-        shared = {
-            "--model": self.folder / "model.keras",
-            "--state": self.path(f"{side}_state"),
-            "--output": self.path(f"{side}.keras"),
-            "--learning-rate": 0.01,
-        }
-        if side == "edge":
-            shared |= {"--cloud": address}
-        else:
-            shared |= {"--listen": address}
-        arguments = [str(item) for pair in shared.items() for item in pair]
-        with open(self.path(f"{side}.log"), "ab") as log:
-            self.running[side] = subprocess.Popen(
-                [
-                    sys.executable,
-                    HERE / "training_commands.py",
-                    side,
-                    "--insecure",
-                    *arguments,
-                    *map(str, options),
-                ],
-                stdout=log,
-                stderr=log,
-                env={**os.environ, **ENVIRONMENT, **self.environment},
-            )
-        return self.running[side]
-
-    def log(self, side):
-        return self.path(f"{side}.log").read_text()
-
-    def wait(self, side, seconds=120):
-        assert self.running[side].wait(seconds) == 0, self.log(side)
-
-    def kill(self, side):
-        process = self.running[side]
-        if process.poll() is None:
-            os.kill(process.pid, signal.SIGKILL)
-            process.wait(10)
-            self.kills += 1
-
-    def finish(self):
-        """Ends the cloud, once the edge has ended; what both have become."""
-        self.wait("edge", 240)
-        self.running["cloud"].send_signal(signal.SIGTERM)
-        self.wait("cloud")
-        return [
-            snapshots.read(self.path("edge_state") / "checkpoint")[0],
-            snapshots.read(self.path("cloud_state") / "ledger")[0],
-        ]
-
-
-@pytest.fixture
-def run(folder):
-    made = []
-
-    def make(name):
-        made.append(Processes(folder, name))
-        return made[-1]
-
-    yield make
-    for processes in made:
-        for side in processes.running:
-            processes.kill(side)
 
 
 def step_of(processes):

@@ -1,0 +1,98 @@
+"""Both sides of training as processes, with the commands, for tests."""
+
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+
+from keras_earlyexit import snapshots
+
+HERE = pathlib.Path(__file__).resolve().parent
+ENVIRONMENT = {
+    "PYTHONPATH": os.pathsep.join((str(HERE), str(HERE.parent))),
+    "KERAS_BACKEND": "tensorflow",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+    "CUDA_VISIBLE_DEVICES": "",
+}
+
+
+class Processes:
+    """Both sides in one folder, named so that several fit side by side."""
+
+    def __init__(self, folder, name):
+        self.folder, self.name = folder, name
+        self.addresses = {}
+        self.running, self.environment, self.kills = {}, {}, 0
+
+    def path(self, what):
+        return self.folder / f"{self.name}_{what}"
+
+    def address(self, side):
+        """Where a side listens: the same after each start."""
+        if side not in self.addresses:
+            with socket.socket() as taken:
+                taken.bind(("127.0.0.1", 0))
+                port = taken.getsockname()[1]
+            self.addresses[side] = f"127.0.0.1:{port}"
+        return self.addresses[side]
+
+    def start(self, side, *options, asks="cloud"):
+        """Starts an edge, which asks another side, or a cloud worker."""
+        shared = {
+            "--model": self.folder / "model.keras",
+            "--state": self.path(f"{side}_state"),
+            "--output": self.path(f"{side}.keras"),
+            "--learning-rate": 0.01,
+        }
+        program = "edge" if side.startswith("edge") else "cloud"
+        if program == "edge":
+            shared |= {"--cloud": self.address(asks), "--edge-id": side}
+        else:
+            shared |= {"--listen": self.address(side)}
+        arguments = [str(item) for pair in shared.items() for item in pair]
+        with open(self.path(f"{side}.log"), "ab") as log:
+            self.running[side] = subprocess.Popen(
+                [
+                    sys.executable,
+                    HERE / "training_commands.py",
+                    program,
+                    "--insecure",
+                    *arguments,
+                    *map(str, options),
+                ],
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **ENVIRONMENT, **self.environment},
+            )
+        return self.running[side]
+
+    def log(self, side):
+        return self.path(f"{side}.log").read_text()
+
+    def wait(self, side, seconds=300):
+        assert self.running[side].wait(seconds) == 0, self.log(side)
+
+    def kill(self, side):
+        process = self.running[side]
+        if process.poll() is None:
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait(10)
+            self.kills += 1
+
+    def stop(self, side):
+        """Ends a cloud worker as told."""
+        self.running[side].send_signal(signal.SIGTERM)
+        self.wait(side)
+
+    def state(self, side):
+        """What a side has for good: a list of arrays."""
+        name = "checkpoint" if side.startswith("edge") else "ledger"
+        return snapshots.read(self.path(f"{side}_state") / name)[0]
+
+    def finish(self):
+        """Ends the cloud, once the edge has ended; what both have become."""
+        self.wait("edge", 240)
+        self.stop("cloud")
+        return [self.state("edge"), self.state("cloud")]
