@@ -16,6 +16,7 @@ from cloud_worker.logs import fields, logger, start_logger
 from cloud_worker.metrics import Metrics
 from cloud_worker.running import Runner
 from cloud_worker.servicer import SplitServicer
+from keras_earlyexit.bundle.watching import Watch
 from protos import split_pb2, split_pb2_grpc
 from protos.errors import SplitError
 from protos.limits import Limits
@@ -40,12 +41,13 @@ class CloudWorker:
     Args:
         settings: `Settings`.
         forwarder: A `Forwarder`, or `None` if there is no further worker.
+        trainer: A `Trainer` that trains beside, or `None`.
 
     Raises:
         ValueError: If the settings for security do not go together.
     """
 
-    def __init__(self, settings, forwarder=None):
+    def __init__(self, settings, forwarder=None, trainer=None):
         self._settings = settings
         self._security = ServerSecurity(
             cert=settings.tls_cert,
@@ -55,13 +57,13 @@ class CloudWorker:
             insecure=settings.insecure,
         )
         self._credentials = self._security.credentials(settings.listen)
-        self._forwarder = forwarder
+        self._forwarder, self._trainer = forwarder, trainer
         self.metrics = Metrics()
         self._runner = Runner(settings.workers, self.metrics.ran)
         self._registry = generations.Registry(
             settings.drain_s, settings.max_generations
         )
-        self._watch = loading.Watch(settings.bundle)
+        self._watch = Watch(settings.bundle)
         self._max_message_bytes = None
         self._reload = asyncio.Event()
         self._closing = contextlib.AsyncExitStack()
@@ -80,6 +82,10 @@ class CloudWorker:
         """
         loaded = [await self._load(path) for path in self._settings.bundle]
         self._max_message_bytes = max(map(_message_bytes, loaded))
+        if self._trainer is not None:
+            self._max_message_bytes = max(
+                self._max_message_bytes, self._trainer.max_message_bytes
+            )
         for generation in loaded:
             self._registry.add(generation)
         await self._start_server()
@@ -106,6 +112,10 @@ class CloudWorker:
     def reload(self):
         """Looks for changed bundles now."""
         self._reload.set()
+
+    async def train_works(self, works):
+        """Tells health whether what is trained can be committed."""
+        await self._health.set(TRAIN, _SERVING if works else _NOT_SERVING)
 
     async def stop(self, grace_s):
         """Ends: what is in flight is answered, for at most so many seconds.
@@ -143,12 +153,13 @@ class CloudWorker:
             self.metrics,
             max_deadline_s=settings.max_deadline_s,
             raw_input=settings.allow_raw_input,
+            trainer=self._trainer,
         )
         split_pb2_grpc.add_SplitServicer_to_server(self._servicer, self._server)
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         await self._health.set(SERVICE, _SERVING)
-        await self._health.set(TRAIN, _NOT_SERVING)
+        await self.train_works(self._trainer is not None)
         reflection.enable_server_reflection(
             (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME),
             self._server,
@@ -291,11 +302,24 @@ async def serve(settings, forwarder=None):
         OSError: If a file or a port cannot be used.
     """
     worker = CloudWorker(settings, forwarder)
+    stopped = signals(worker.reload)
+    await worker.start()
+    await stopped.wait()
+    await worker.stop(settings.grace_s)
+
+
+def signals(reload):
+    """Listens to signals.
+
+    Args:
+        reload: What to call at a SIGHUP.
+
+    Returns:
+        An `asyncio.Event`, set at SIGTERM or SIGINT.
+    """
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
-    loop.add_signal_handler(signal.SIGHUP, worker.reload)
-    await worker.start()
-    await stopped.wait()
-    await worker.stop(settings.grace_s)
+    loop.add_signal_handler(signal.SIGHUP, reload)
+    return stopped

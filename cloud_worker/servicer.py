@@ -92,6 +92,13 @@ class SplitServicer(split_pb2_grpc.SplitServicer):
             )
         return await self._trainer.average(request, self._trains(context))
 
+    async def Publish(self, request, context):
+        if self._trainer is None:
+            await context.abort(
+                grpc.StatusCode.UNIMPLEMENTED, "Nothing is trained here."
+            )
+        return await self._trainer.publish(request, self._trains(context))
+
     def stop(self):
         """Reads no more requests from the streams that are open."""
         self._stopping.set()

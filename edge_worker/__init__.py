@@ -11,6 +11,7 @@ _HOMES = {
     "AsyncEdgeWorker": "asynchronous",
     "EdgeTrainer": "training.trainer",
     "EdgeWorker": "worker",
+    "ReloadingWorker": "reloading",
     "SplitResult": "results",
 }
 

@@ -166,6 +166,25 @@ def float_weights(model):
     return [w for w in model.weights if keras.backend.is_float_dtype(w.dtype)]
 
 
+def weights_sha256(weights):
+    """SHA-256 over shape, type and value of each weight, in their order.
+
+    Args:
+        weights: A list of Keras variables.
+
+    Returns:
+        Text, in hexadecimal.
+    """
+    import keras
+
+    digest = hashlib.sha256()
+    for weight in weights:
+        value = np.ascontiguousarray(keras.ops.convert_to_numpy(weight.value))
+        digest.update(f"{value.shape}{value.dtype}".encode())
+        digest.update(value.tobytes())
+    return digest.hexdigest()
+
+
 def state_of(model):
     """The values of `variables_of` as a list of NumPy arrays, copied."""
     import keras

@@ -106,6 +106,22 @@ def train(
             min=1, help="Megabytes at most that wait for the further worker."
         ),
     ] = 256,
+    bundle: Annotated[
+        list[pathlib.Path],
+        typer.Option(
+            help="Bundle to answer from on the same port; may be given several "
+            "times. Further settings are environment variables, as of `serve`."
+        ),
+    ] = (),
+    publish: Annotated[
+        _PATH,
+        typer.Option(
+            help="Folder of the bundle to write when an edge publishes."
+        ),
+    ] = None,
+    publish_format: Annotated[
+        str, typer.Option(help="Format of that bundle.")
+    ] = "litert",
     listen: Annotated[
         str, typer.Option(help="host:port; port 0 lets the system choose.")
     ] = "127.0.0.1:50052",
@@ -142,7 +158,8 @@ def train(
         token_file=token_file,
         insecure=insecure,
     )
-    parts, position = _segments(model, cut, base, segment)
+    loaded = load_model(model)
+    parts, position = _segments(loaded, cut, base, segment)
     trained = _compiled(parts[position], optimizer, learning_rate)
     averaging = None
     if average_quorum is not None:
@@ -161,6 +178,23 @@ def train(
         codec=forward_codec,
         journal_bytes=journal_mb << 20,
     )
+    publisher = None
+    if publish is not None:
+        publisher = _publisher(loaded, trained, publish, publish_format)
+    answering = None
+    if bundle:
+        from cloud_worker.config import load
+
+        answering = load(
+            bundle=tuple(bundle),
+            listen=listen,
+            tls_cert=tls_cert,
+            tls_key=tls_key,
+            client_ca=client_ca,
+            token_file=token_file,
+            insecure=insecure or None,
+            log_level=log_level,
+        )
     from cloud_worker.training.serving import serve
 
     asyncio.run(
@@ -174,6 +208,8 @@ def train(
             max_rows=max_batch,
             averaging=averaging,
             outlet=outlet,
+            publisher=publisher,
+            answering=answering,
         )
     )
     return ExitCode.OK
@@ -181,11 +217,9 @@ def train(
 
 def _segments(model, cuts, base, position):
     """All segments of a model, and which one to train."""
-    loaded = load_model(model)
-
     import keras_earlyexit as ee
 
-    parts = ee.split(loaded, tuple(cuts), base)
+    parts = ee.split(model, tuple(cuts), base)
     position = len(parts) - 1 if position is None else position
     if position >= len(parts):
         raise CommandError(
@@ -194,6 +228,19 @@ def _segments(model, cuts, base, position):
             ExitCode.USAGE,
         )
     return parts, position
+
+
+def _publisher(model, segment, path, format):
+    if not (segment.is_last and segment.position == 1):
+        raise CommandError(
+            "Expected --publish on the later of two machines. Received: "
+            f"segment {segment.position} of {len(segment.origin.cuts) + 1}. "
+            "Merge all segments, and export the whole.",
+            ExitCode.USAGE,
+        )
+    from cloud_worker.training.publishing import Publisher
+
+    return Publisher(model, segment, path, format)
 
 
 def _outlet(segment, target, folder, tls, token_file, insecure, **options):

@@ -1,8 +1,6 @@
 """A worker that trains, from its start to its end."""
 
-import asyncio
 import contextlib
-import signal
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -10,7 +8,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from cloud_worker.interceptors import Guard
 from cloud_worker.logs import fields, logger, start_logger
 from cloud_worker.metrics import Metrics
-from cloud_worker.server import SERVICE, TRAIN
+from cloud_worker.server import SERVICE, TRAIN, CloudWorker, signals
 from cloud_worker.servicer import SplitServicer
 from cloud_worker.training.trainer import Trainer
 from keras_earlyexit.snapshots import save_model
@@ -25,7 +23,14 @@ _MAX_STREAMS = 1024
 
 
 async def serve(
-    segment, folder, listen, security, output, grace_s=10.0, **options
+    segment,
+    folder,
+    listen,
+    security,
+    output,
+    grace_s=10.0,
+    answering=None,
+    **options,
 ):
     """Trains a segment until told to stop, by SIGTERM or SIGINT.
 
@@ -36,59 +41,87 @@ async def serve(
         security: A `ServerSecurity`.
         output: The `.keras` file to write at the end.
         grace_s: Seconds to end what is in flight.
+        answering: `Settings` of what is answered on the same port; `None`
+            for a worker that only trains.
         **options: As for `Trainer`.
 
     Raises:
         ValueError: If the ledger or the settings are wrong.
         OSError: If a file or the port cannot be used.
     """
-    credentials = security.credentials(listen)
-    status = health.aio.HealthServicer()
+    servers = []
+
+    async def on_health(works):
+        for server in servers:
+            await server.train_works(works)
+
     trainer = Trainer.for_segment(
-        segment,
-        folder,
-        on_health=lambda works: status.set(TRAIN, _STATES[works]),
-        **options,
+        segment, folder, on_health=on_health, **options
     )
-    metrics = Metrics()
-    server = grpc.aio.server(
-        interceptors=[Guard(security, metrics)],
-        options=server_options(trainer.max_message_bytes, _MAX_STREAMS),
-    )
-    servicer = SplitServicer(None, None, metrics, trainer=trainer)
-    split_pb2_grpc.add_SplitServicer_to_server(servicer, server)
-    health_pb2_grpc.add_HealthServicer_to_server(status, server)
     try:
-        await status.set(SERVICE, _STATES[True])
-        await status.set(TRAIN, _STATES[True])
-        port = _bind(server, listen, credentials)
+        if answering is None:
+            server = _TrainingServer(trainer, listen, security)
+        else:
+            server = CloudWorker(answering, trainer=trainer)
+        stopped = signals(server.reload)
         await server.start()
-        address = f"{listen.rpartition(':')[0]}:{port}"
-        start_logger.info(
-            f"listening on {address}",
-            extra=fields(
-                address=address,
-                generation=trainer.identity.generation,
-                steps=trainer.steps,
-            ),
-        )
-        await _told_to_stop()
-        await status.enter_graceful_shutdown()
-        logger.info("stopping", extra=fields(grace_s=grace_s))
+        servers.append(server)
+        await stopped.wait()
         trainer.stop()
         await server.stop(grace_s)
     finally:
         await trainer.close(grace_s)
     save_model(segment, output)
-    logger.info("stopped", extra=fields(file=str(output), steps=trainer.steps))
+    logger.info("written", extra=fields(file=str(output), steps=trainer.steps))
 
 
-async def _told_to_stop():
-    stopped = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopped.set)
-    await stopped.wait()
+class _TrainingServer:
+    """A worker that only trains.
+
+    Args:
+        trainer: A `Trainer`.
+        listen: `"host:port"`.
+        security: A `ServerSecurity`.
+    """
+
+    def __init__(self, trainer, listen, security):
+        self._trainer, self._listen = trainer, listen
+        self._credentials = security.credentials(listen)
+        metrics = Metrics()
+        self._status = health.aio.HealthServicer()
+        self._server = grpc.aio.server(
+            interceptors=[Guard(security, metrics)],
+            options=server_options(trainer.max_message_bytes, _MAX_STREAMS),
+        )
+        servicer = SplitServicer(None, None, metrics, trainer=trainer)
+        split_pb2_grpc.add_SplitServicer_to_server(servicer, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._status, self._server)
+
+    async def start(self):
+        await self._status.set(SERVICE, _STATES[True])
+        await self.train_works(True)
+        port = _bind(self._server, self._listen, self._credentials)
+        await self._server.start()
+        address = f"{self._listen.rpartition(':')[0]}:{port}"
+        start_logger.info(
+            f"listening on {address}",
+            extra=fields(
+                address=address,
+                generation=self._trainer.identity.generation,
+                steps=self._trainer.steps,
+            ),
+        )
+
+    def reload(self):
+        """There is nothing that could have changed."""
+
+    async def train_works(self, works):
+        await self._status.set(TRAIN, _STATES[works])
+
+    async def stop(self, grace_s):
+        await self._status.enter_graceful_shutdown()
+        logger.info("stopping", extra=fields(grace_s=grace_s))
+        await self._server.stop(grace_s)
 
 
 def _bind(server, listen, credentials):

@@ -20,7 +20,7 @@ from cloud_worker.training.learner import Learner
 from cloud_worker.training.ledger import Ledger
 from cloud_worker.training.segment import SegmentStepper
 from protos import split_pb2, training
-from protos.errors import Refused, SplitError
+from protos.errors import CloudUnavailable, Refused, SplitError
 from protos.identity import (
     Identity,
     difference,
@@ -57,6 +57,7 @@ class Trainer:
             or to fail.
         averaging: An `Averaging` of the edges' own segments, or `None`.
         outlet: The `Outlet` of the stepper, or `None` for the last segment.
+        publisher: A `Publisher`, or `None` if no generations are written.
 
     Raises:
         ValueError: If the ledger is damaged, in use or of another model.
@@ -76,6 +77,7 @@ class Trainer:
         on_health=None,
         averaging=None,
         outlet=None,
+        publisher=None,
     ):
         self._agreement = agreement
         self._recipe = training.digest(agreement)
@@ -84,7 +86,7 @@ class Trainer:
         self._window, self._idle_commit_s = window, idle_commit_s
         self._on_health = on_health
         self._averaging, self._averaged = averaging, set()
-        self._outlet = outlet
+        self._outlet, self._publisher = outlet, publisher
         self._thread = concurrent.futures.ThreadPoolExecutor(
             1, thread_name_prefix="trainer"
         )
@@ -208,6 +210,42 @@ class Trainer:
             )
         await self._run(self._learner.check_run, edge_id, request.epoch)
         return await self._averaging.average(request, edge_id)
+
+    async def publish(self, request, edge_id):
+        """Writes what is trained as a new generation.
+
+        Args:
+            request: A `split_pb2.PublishRequest`.
+            edge_id: Who asks.
+
+        Returns:
+            A `split_pb2.PublishReply`.
+
+        Raises:
+            Fenced: If a newer run of the edge is known.
+            Refused: If no generations are written here.
+        """
+        self._check_generation(request)
+        if self._publisher is None:
+            raise Refused(
+                "Expected a request of another kind. Received: one for a new "
+                "generation, which is not written here. Pass --publish."
+            )
+        await self._run(self._learner.check_run, edge_id, request.epoch)
+        name = await self._run(self._publish)
+        logger.info(
+            "published", extra=fields(weights_sha256=name, steps=self.steps)
+        )
+        return split_pb2.PublishReply(weights_sha256=name, steps=self.steps)
+
+    def _publish(self):
+        """In the thread: between two steps."""
+        if not self._learner.commit():
+            raise CloudUnavailable(
+                "Expected a ledger that can be written. Received: an error. "
+                "Make room on the disk."
+            )
+        return self._publisher.publish()
 
     async def _train(self, requests, edge_id):
         arrived = asyncio.Queue(self._window)

@@ -19,11 +19,12 @@ def main(arguments=None):
 def _app():
     # Not at the top: they import typer.
     from edge_worker.cli.doctor import doctor
+    from edge_worker.cli.evaluate import evaluate
     from edge_worker.cli.flags import with_flags
     from edge_worker.cli.infer import infer
     from edge_worker.cli.serve import serve
     from edge_worker.training.command import train
 
-    commands = [*map(with_flags, (infer, serve, doctor)), train]
+    commands = [*map(with_flags, (infer, evaluate, serve, doctor)), train]
     about = "Answers what an early exit can, asks a cloud worker for the rest."
     return apps.app(NAME, about, commands, EXIT_CODES)

@@ -21,6 +21,15 @@ def serve(
         str | None,
         typer.Option(help="Loopback host:port for gRPC [default: none]."),
     ] = None,
+    reload_every_s: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=86_400,
+            help="How often to look whether the bundle has changed; 0 never "
+            "does.",
+        ),
+    ] = 1.0,
 ):
     """Answer other programs on this machine over HTTP, until told to stop.
 
@@ -38,7 +47,7 @@ def serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())
     log = RequestLog()
-    with settings.start() as worker:
+    with _worker(settings, reload_every_s) as worker:
         servers = [HTTPServer(listen, worker, log)]
         if grpc is not None:
             servers.append(GRPCServer(grpc, worker, log))
@@ -57,3 +66,11 @@ def serve(
             server.stop()
         log.write("stopped", stats=worker.stats)
     return ExitCode.OK
+
+
+def _worker(settings, reload_every_s):
+    if not reload_every_s:
+        return settings.start()
+    from edge_worker.reloading import ReloadingWorker
+
+    return ReloadingWorker(settings.start, settings.bundle, reload_every_s)

@@ -48,7 +48,6 @@ class Servicer(split_pb2_grpc.SplitServicer):
 
     def __init__(self, worker, log):
         self._worker, self._log = worker, log
-        self.identity = Identity.of(worker.bundle.manifest, 0)
         self.limits = Limits.for_specs(self.identity.feature, MAX_ROWS)
         self._pool = concurrent.futures.ThreadPoolExecutor(
             _THREADS, "edge-stream"
@@ -56,6 +55,11 @@ class Servicer(split_pb2_grpc.SplitServicer):
         self._open = set()
         self._lock = threading.Lock()
         self._is_stopping = False
+
+    @property
+    def identity(self):
+        """What answers now: another one once a new generation has come."""
+        return Identity.of(self._worker.bundle.manifest, 0)
 
     def Hello(self, request, context):
         return self._or_abort(

@@ -70,6 +70,16 @@ def train(
             "weights go up for that [default: no averages].",
         ),
     ] = None,
+    publish: Annotated[
+        _PATH,
+        typer.Option(
+            help="Folder of the bundle to write at the end, together with the "
+            "cloud worker's."
+        ),
+    ] = None,
+    publish_format: Annotated[
+        str, typer.Option(help="Format of that bundle.")
+    ] = "litert",
     tensorboard: options.TensorBoard = None,
     ca: Annotated[
         _PATH, typer.Option(help="PEM file of the cloud's authority.")
@@ -150,7 +160,12 @@ def train(
             verbose=0 if as_json else "auto",
         )
         save_model(trainer.segment, output)
+        name = None
+        if publish is not None:
+            name = trainer.publish(publish, publish_format)
     facts = _summary(trainer, output)
+    if name is not None:
+        facts["generation"] = name
     if summary is not None:
         summary.write_text(f"{json.dumps(facts, indent=2)}\n")
     if as_json:
@@ -207,4 +222,5 @@ def _as_text(facts):
         "cloud waited": f"{facts['cloud_idle_share']:.0%} of the time",
         "reconnects": f"{facts['reconnects']:,}",
         "averages": f"{facts['averages']:,}",
+        "generation": facts.get("generation", "none was written")[:16],
     }

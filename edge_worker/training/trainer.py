@@ -19,8 +19,10 @@ from edge_worker.training.batches import Batches, Iterated, labels_of
 from edge_worker.training.checkpoint import Checkpoint
 from edge_worker.training.progress import ProgressLine
 from keras_earlyexit import snapshots
-from protos import training
+from keras_earlyexit.exporting import halves
+from protos import split_pb2, training
 from protos.codecs import Codec
+from protos.errors import Refused
 from protos.feeding.forwarding import Forwarding
 from protos.feeding.journal import Journal
 from protos.feeding.packing import pack
@@ -28,6 +30,8 @@ from protos.feeding.sending import Sender
 from protos.security import ClientSecurity
 
 _POLL_S = 0.5
+#: How long the cloud worker may take to write its half.
+_PUBLISH_S = 300.0
 
 
 class EdgeTrainer:
@@ -95,6 +99,7 @@ class EdgeTrainer:
         average_every=None,
     ):
         self.segment = _segment(model, cut, base, optimizer)
+        self._model = model if isinstance(model, ee.EarlyExitModel) else None
         self._agreement = self.segment.agreement(self.segment.position + 1)
         self._forwarding = Forwarding(forward, seed)
         self._codec, self._seed = Codec.parse(codec), seed
@@ -214,6 +219,57 @@ class EdgeTrainer:
             line.close()
         callbacks.on_train_end()
         return history
+
+    def publish(self, path, format="litert"):
+        """Writes a new generation, on both sides.
+
+        The cloud worker writes its half first; this one gets the same name
+        for its weights, so that only these two answer together.
+
+        Args:
+            path: The folder of this half's bundle; the one that is there is
+                taken the place of, in one step.
+            format: As in `ee.export`.
+
+        Returns:
+            The name, SHA-256 in hexadecimal.
+
+        Raises:
+            ValueError: If the trainer was given no `EarlyExitModel`.
+            SplitError: If the cloud worker does not write generations, or
+                does not answer.
+        """
+        if self._model is None:
+            raise ValueError(
+                "Expected a trainer of an EarlyExitModel, to write a bundle "
+                f"of. Received: one of '{self.segment.name}'. Merge all "
+                "segments with `ee.merge`, and export that."
+            )
+        request = split_pb2.PublishRequest(
+            generation=self._sender.generation, epoch=self._sender.run
+        )
+        try:
+            name = self._sender.ask(
+                "Publish", request, split_pb2.PublishReply, lambda _: _PUBLISH_S
+            ).weights_sha256
+        except Refused as error:
+            raise Refused(
+                "Expected a cloud worker that writes its half. Received: one "
+                f"that refuses ({error}). Start it with --publish."
+            ) from error
+        origin = self.segment.origin
+        self._model.set_policy(
+            self.segment.policy, given=origin.has_given_policy
+        )
+        halves.export_segment(
+            self._model,
+            path,
+            cut=origin.cuts,
+            segment=self.segment.position,
+            weights_sha256=name,
+            format=format,
+        )
+        return name
 
     def close(self):
         """Ends the sending; what is not committed stays in the journal."""

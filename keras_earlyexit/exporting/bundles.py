@@ -97,9 +97,9 @@ def export(
     path = os.fspath(path)
     with writing.new_folder(path, overwrite) as temporary:
         places = [os.path.normpath(os.path.join(temporary, p)) for p in parts]
-        _write_stages(model, format, bounds, places, quantize, x)
+        write_stages(model, format, bounds, places, quantize, x)
         described = [
-            _write_manifest(
+            write_manifest(
                 place,
                 describing.describe(
                     model,
@@ -126,11 +126,25 @@ def export(
                 os.path.normpath(os.path.join(path, part)) for part in parts
             ),
         )
-        _check(report, tolerance)
+        check_answers(
+            report.largest_difference,
+            report.differs_most_at,
+            report.samples,
+            tolerance,
+        )
     return report
 
 
-def _write_stages(model, format, bounds, places, quantize, x):
+def write_stages(model, format, bounds, places, quantize, x):
+    """Writes the stages of each segment into its folder.
+
+    Args:
+        model: An `EarlyExitModel`.
+        format, quantize: As in `export`.
+        bounds: First and last stage of each segment.
+        places: The folder of each.
+        x: Tuple of inputs that "int8" chooses its ranges from.
+    """
     taken = [None] * len(model.exit_names)
     if quantize == "int8":
         few = tuple(array[:_CALIBRATION_ROWS] for array in x)
@@ -156,15 +170,25 @@ def _routed(place):
     return ROUTED if os.path.isdir(os.path.join(place, ROUTED)) else None
 
 
-def _write_manifest(place, manifest):
+def write_manifest(place, manifest):
+    """Writes a `Manifest` into the folder of its bundle; returns it."""
     content = render(manifest)
     with open(os.path.join(place, MANIFEST), "wb") as file:
         file.write(content)
     return manifest
 
 
-def _check(report, tolerance):
-    difference, where = report.largest_difference, report.differs_most_at
+def check_answers(difference, where, samples, tolerance):
+    """Refuses what answers otherwise than the model.
+
+    Args:
+        difference, where: As `probing.largest_difference` gives them.
+        samples: On how many samples that was.
+        tolerance: How large it may be; `None` for any number.
+
+    Raises:
+        RuntimeError: If it is larger.
+    """
     if np.isnan(difference) or (
         tolerance is not None and difference > tolerance
     ):
@@ -172,7 +196,7 @@ def _check(report, tolerance):
         raise RuntimeError(
             "Expected what was written to answer as the model does, with a "
             f"difference of {limit}. Received: {difference:.3g} at "
-            f"'{where}', on {report.samples} samples. Nothing was written. "
+            f"'{where}', on {samples} samples. Nothing was written. "
             "Try another format, or pass real inputs as `representative`."
         )
 

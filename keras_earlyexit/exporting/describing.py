@@ -1,13 +1,11 @@
 """The manifest of a model's segment."""
 
-import hashlib
 import importlib.metadata
 import platform
 
 import keras
-import numpy as np
 
-from keras_earlyexit import call_graph
+from keras_earlyexit import call_graph, snapshots
 from keras_earlyexit.bundle.manifest import Manifest, StageEntry
 from keras_earlyexit.exporting import formats, functions
 
@@ -46,7 +44,7 @@ def describe(model, format, bounds, segment, **others):
     return Manifest(
         format=format,
         model_name=model.name,
-        weights_sha256=_weights_hash(model),
+        weights_sha256=snapshots.weights_sha256(model.net.weights),
         exit_names=model.exit_names,
         relative_costs=tuple(map(float, model.relative_costs)),
         thresholds=tuple(map(float, model.policy.thresholds(num_early))),
@@ -88,15 +86,6 @@ def _policy(policy):
     # They stand in the manifest once, one for each exit.
     config.pop("threshold", None)
     return {"name": policy.name, "config": config}
-
-
-def _weights_hash(model):
-    digest = hashlib.sha256()
-    for weight in model.net.weights:
-        value = np.ascontiguousarray(keras.ops.convert_to_numpy(weight.value))
-        digest.update(f"{value.shape}{value.dtype}".encode())
-        digest.update(value.tobytes())
-    return digest.hexdigest()
 
 
 def _versions(format):

@@ -59,12 +59,12 @@ def reference(model, inputs):
         Dict of arrays as `Bundle.all_exits` gives it, without `feature` and
         `carry`.
     """
-    return _batch_by_batch(lambda batch: _run_stages(model, batch)[0], inputs)
+    return _batch_by_batch(lambda batch: run_stages(model, batch)[0], inputs)
 
 
 def stage_inputs(model, inputs):
     """What every stage is given for some samples: E + 1 tuples of arrays."""
-    return _run_stages(model, inputs)[1]
+    return run_stages(model, inputs)[1]
 
 
 def exported(bundles, inputs):
@@ -92,7 +92,8 @@ def _batch_by_batch(run, inputs):
     }
 
 
-def _run_stages(model, arrays):
+def run_stages(model, arrays):
+    """Every exit's answers, a dict, and what every stage is given, a list."""
     answers, taken = {}, []
     for name, stage in zip(model.exit_names, model.stages, strict=True):
         taken.append(tuple(arrays))

@@ -1,12 +1,10 @@
 """Cuts a model with exits into segments that are trained apart."""
 
 import dataclasses
-import hashlib
 
 import keras
-import numpy as np
 
-from keras_earlyexit import objectives, policies
+from keras_earlyexit import objectives, policies, snapshots
 from keras_earlyexit.splitting import partitioning
 from keras_earlyexit.splitting.segments import Origin, SegmentModel
 
@@ -78,17 +76,8 @@ def _origin(model, objective):
         has_given_policy=model.has_given_policy,
         cost=model.cost,
         measured_cost=measured and dataclasses.asdict(measured),
-        weights_sha256=_weights_sha256(model),
+        weights_sha256=snapshots.weights_sha256(model.net.weights),
     )
-
-
-def _weights_sha256(model):
-    digest = hashlib.sha256()
-    for weight in model.net.weights:
-        value = np.ascontiguousarray(keras.ops.convert_to_numpy(weight.value))
-        digest.update(f"{value.shape}{value.dtype}".encode())
-        digest.update(value.tobytes())
-    return digest.hexdigest()
 
 
 def _check_no_refiners(model):

@@ -168,7 +168,7 @@ class Sender:
                     metadata=self._metadata(),
                 )
             except grpc.RpcError as error:
-                raise _again(from_rpc_error(error)) from error
+                raise from_rpc_error(error) from error
         self.progress.bytes_up += request.ByteSize()
         self.progress.bytes_down += reply.ByteSize()
         return reply

@@ -10,8 +10,9 @@ from calling.serving import make_bundles
 
 from cloud_worker.batching import Queue
 from cloud_worker.generations import build
-from cloud_worker.loading import Watch, load, warm_up
+from cloud_worker.loading import load, warm_up
 from keras_earlyexit.bundle.specs import BundleError
+from keras_earlyexit.bundle.watching import Watch
 
 
 def generation_of(bundle):
