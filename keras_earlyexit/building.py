@@ -78,19 +78,55 @@ def add_exits(
             "EarlyExitModel. Take them off first: "
             "`add_exits(ee.strip_exits(model), ...)`."
         )
-    graph = surgery.trace(model)
-    _check_graph(model, graph)
-    head = infer_head(model, graph, task)
+    graph, head = opened(model, task)
     if copy:
         graph = surgery.copy(graph)
     _warn_of_uncounted(graph, cost)
     places = placement_module.place(graph, exits, placement, cost)
-    _check_names(graph, len(places))
-    if not isinstance(block, str):
+    net = hang(graph, head, [(place, block) for place in places], model.name)
+    return EarlyExitModel(
+        net, head, policy=policy, cost=cost, name=name or model.name
+    )
+
+
+def opened(model, task=None):
+    """The graph of a plain model that can have exits, and its head.
+
+    Args:
+        model: A built functional or `Sequential` Keras model.
+        task: As in `add_exits`.
+
+    Returns:
+        `(graph, head)`: a `call_graph.CallGraph` and a `tasks.Head`.
+
+    Raises:
+        TypeError, ValueError: As in `add_exits`.
+    """
+    graph = surgery.trace(model)
+    _check_graph(model, graph)
+    return graph, infer_head(model, graph, task)
+
+
+def hang(graph, head, hanging, name):
+    """A network with exits.
+
+    Args:
+        graph: As `opened` gives it.
+        head: The same.
+        hanging: Pairs of a `placement.Place` and an exit block, in the order
+            in which they run. Several at one place are for training only: such
+            a network cannot be routed.
+        name: Name of the network.
+
+    Returns:
+        A functional Keras model.
+    """
+    _check_names(graph, len(hanging))
+    if not all(isinstance(block, str) for _, block in hanging):
         surgery.reserve_names(graph)
     outputs = {}
     (final,) = keras.tree.flatten(graph.outputs)
-    for i, place in enumerate(places):
+    for i, (place, block) in enumerate(hanging):
         exit_name = exit_graph.exit_name(i)
         prediction, confidence = blocks.attach(
             block, place.tensor, head, exit_name
@@ -100,10 +136,7 @@ def add_exits(
         outputs[exit_graph.confidence_name(exit_name)] = confidence
     outputs[exit_graph.FINAL] = final
     outputs[exit_graph.FINAL_CONFIDENCE] = _final_confidence(graph)
-    net = _network(graph.inputs, outputs, model.name)
-    return EarlyExitModel(
-        net, head, policy=policy, cost=cost, name=name or model.name
-    )
+    return _network(graph.inputs, outputs, name)
 
 
 def strip_exits(model):

@@ -80,6 +80,10 @@ class Fingerprints:
         """
         self._keep(fingerprints_of(batch))
 
+    def add_hashes(self, hashes):
+        """As `add`, for what `fingerprints_of` returned: array (n,)."""
+        self._keep(_check_hashes(hashes))
+
     def overlap(self, batch):
         """Share of a batch's samples that were added before, in [0, 1].
 

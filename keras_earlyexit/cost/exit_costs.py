@@ -22,21 +22,7 @@ def relative_costs(exits, convention="macs"):
     Raises:
         ValueError: If the plain model has no MACs at all.
     """
-    calls_of = exits.graph.calls
-    complete = dict(zip(calls_of, opening.complete(calls_of), strict=True))
-
-    def macs(calls):
-        return sum(
-            cost.call_cost(complete[call], convention).macs for call in calls
-        )
-
-    plain = macs(exits.backbone)
-    if not plain:
-        raise ValueError(
-            "Expected a model with multiply-adds to relate the cost of an "
-            "exit to. Received: a model in which no operation has any, or "
-            "none that can be counted. Give its inputs a fixed shape."
-        )
+    macs, plain, complete = _counting(exits, convention)
     eenets = convention == "eenets"
     reached, blocks = [], 0
     *refiners, last = _refiner_calls(exits)
@@ -52,6 +38,45 @@ def relative_costs(exits, convention="macs"):
         reached.append(macs(behind) + blocks)
     reached.append(plain if eenets else plain + blocks + macs(last))
     return np.asarray(reached, "float64") / plain, plain
+
+
+def parts(exits):
+    """What leads to each exit and what each exit block takes, apart.
+
+    Args:
+        exits: An `exit_graph.ExitGraph` without refiners.
+
+    Returns:
+        `(reached, blocks)`, float64 arrays (E,) in relative cost: the layers
+        of the plain model up to each exit, and the exit's block.
+    """
+    macs, plain, _ = _counting(exits, "macs")
+    reached = [
+        macs(call_graph.ancestors(exits.graph, [feature]))
+        for feature in exits.features
+    ]
+    blocks = [macs(calls) for calls in exits.blocks]
+    return np.array(reached) / plain, np.array(blocks) / plain
+
+
+def _counting(exits, convention):
+    """What counts calls; what the plain model takes; calls taken apart."""
+    calls_of = exits.graph.calls
+    complete = dict(zip(calls_of, opening.complete(calls_of), strict=True))
+
+    def macs(calls):
+        return sum(
+            cost.call_cost(complete[call], convention).macs for call in calls
+        )
+
+    plain = macs(exits.backbone)
+    if not plain:
+        raise ValueError(
+            "Expected a model with multiply-adds to relate the cost of an "
+            "exit to. Received: a model in which no operation has any, or "
+            "none that can be counted. Give its inputs a fixed shape."
+        )
+    return macs, plain, complete
 
 
 def _refiner_calls(exits):

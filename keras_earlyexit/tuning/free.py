@@ -71,6 +71,7 @@ class Found:
 
     Args:
         best: The best `Configuration` that keeps to the goal, or `None`.
+        worth: What it is worth, of which more is better; `-inf` for `None`.
         gap: How much better anything can be, in units of what is looked for;
             0 if `best` is proven to be the best.
         evaluated: How many configurations were evaluated.
@@ -79,6 +80,7 @@ class Found:
     """
 
     best: Configuration | None
+    worth: float
     gap: float
     evaluated: int
     nodes: int
@@ -105,7 +107,8 @@ class Search:
         self._costing_number = costing
         self._costing = problem.costings[costing]
         self._front = front
-        self._best, self._best_worth = None, -np.inf
+        self._known = self._best = None
+        self._best_worth = -np.inf
         self.evaluated = self.nodes = self.pruned = 0
         # A sample leaves at level l if its bin is above l.
         self._bins = np.stack(
@@ -124,32 +127,23 @@ class Search:
         )
 
     def start_from(self, configuration):
-        """Takes a configuration whose thresholds are among the levels."""
-        levels = [
-            int(np.searchsorted(self._levels[i], np.float32(t)))
-            for i, t in zip(
-                configuration.candidates, configuration.thresholds, strict=True
-            )
-        ]
-        self._take(
-            np.array([configuration.cost * self._problem.num_samples]),
-            np.array([configuration.value * self._problem.num_samples]),
-            lambda rows: [
-                tuple(zip(configuration.candidates, levels, strict=True))
-            ],
-        )
+        """Takes a `Configuration` as the best so far, or `None`."""
+        if configuration is not None:
+            worth = self._goal.worth(configuration.cost, configuration.value)
+            self._known, self._best_worth = configuration, float(worth)
 
-    def run(self, seconds, progress=None):
+    def run(self, seconds, progress=None, clock=time.monotonic):
         """Searches until nothing can be better, or time is up.
 
         Args:
             seconds: How long; at least the start is always made.
             progress: Called with the share of the time that is over.
+            clock: Tells the time in seconds.
 
         Returns:
             A `Found`.
         """
-        end = time.monotonic() + seconds
+        end = clock() + seconds
         order = itertools.count()
         waiting = [(-np.inf, next(order), ())]
         expanded = set()
@@ -161,7 +155,7 @@ class Search:
                 self.pruned += len(waiting)
                 waiting = []
                 break
-            left = end - time.monotonic()
+            left = end - clock()
             if left < 0 and self.nodes:
                 break
             beginning = self._promising(expanded) if self.nodes else ()
@@ -177,7 +171,12 @@ class Search:
         if waiting:
             gap = max(0.0, -waiting[0][0] - self._best_worth)
         return Found(
-            self._configuration(), gap, self.evaluated, self.nodes, self.pruned
+            best=self._configuration(),
+            worth=self._best_worth,
+            gap=gap,
+            evaluated=self.evaluated,
+            nodes=self.nodes,
+            pruned=self.pruned,
         )
 
     def _promising(self, expanded):
@@ -197,7 +196,7 @@ class Search:
 
     def _configuration(self):
         if self._best is None:
-            return None
+            return self._known
         return evaluate(
             self._problem,
             [i for i, _ in self._best],
@@ -388,3 +387,21 @@ def _cumulated(table, shape):
     """Sums over all bins up to each level, without the last bins."""
     table = table.reshape(shape)[:-1, :-1].astype("float64")
     return table.cumsum(axis=0, out=table).cumsum(axis=1, out=table)
+
+
+def configuration_of(problem, levels, key):
+    """The `Configuration` of a key of the front.
+
+    Args:
+        problem: The `problem.Problem`.
+        levels: Its levels, as in `Search`.
+        key: A row of keys, as `Search` has made it.
+    """
+    num = problem.num_candidates
+    chosen = np.flatnonzero(key[1 : 1 + num])
+    return evaluate(
+        problem,
+        chosen,
+        [levels[i][key[1 + num + i]] for i in chosen],
+        int(key[0]),
+    )
