@@ -125,19 +125,16 @@ def test_calibration_and_test_are_on_other_samples(found):
 
 
 def test_own_thresholds_are_calibrated_along_a_path(found):
-    point = found.front[-1]
-    if len(point.candidates) < 2:
-        point = dataclasses.replace(
-            point,
-            exits=found.model.exit_layers[:2],
-            candidates=(0, 1),
-            thresholds=(0.5, 0.6),
-        )
-    else:
-        point = dataclasses.replace(
-            point,
-            thresholds=tuple(0.5 + 0.1 * k for k in range(len(point.exits))),
-        )
+    scores = found.problem.scores
+    point = dataclasses.replace(
+        found.best,
+        exits=found.model.exit_layers[:2],
+        candidates=(0, 1),
+        thresholds=(
+            float(np.quantile(scores[:, 0], 0.8)),
+            float(np.quantile(scores[:, 1], 0.5)),
+        ),
+    )
     _, report = found.calibrate(*half(1), point=point, epsilon=0.9)
     assert report.threshold == pytest.approx(point.thresholds)
 

@@ -68,14 +68,14 @@ def test_costs_and_values_are_those_of_observations():
 def test_many_times_faster_than_one_after_the_other():
     one = problems.problem(np.random.default_rng(0), 2000, 12)
     levels = shared_levels(one.scores, 20)
-    start = time.perf_counter()
+    start = time.process_time()
     front, count = shared.search(one, levels)
-    fast = (time.perf_counter() - start) / count
+    fast = (time.process_time() - start) / count
     some = list(problems.subsets(one))[::50]
-    start = time.perf_counter()
+    start = time.process_time()
     for chosen in some:
         for level in levels:
             found = evaluate(one, chosen, [level] * len(chosen))
             assert front.best_at(found.cost + 1e-9) >= found.value - 1e-9
-    slow = (time.perf_counter() - start) / (len(some) * len(levels))
+    slow = (time.process_time() - start) / (len(some) * len(levels))
     assert slow > 10 * fast
