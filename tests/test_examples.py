@@ -81,6 +81,20 @@ def test_risk_control(tmp_path):
     assert (tmp_path / "risk_control.png").stat().st_size > 5000
 
 
+def test_tuning(tmp_path):
+    shown = run(
+        EXAMPLES / "tuning.py",
+        *("--budget", 0.6, "--epsilon", 0.1, "--output", tmp_path),
+    )
+    assert "proven to be the best" in shown
+    found = json.loads((tmp_path / "figures.json").read_text())
+    assert found["configurations"] > 10_000
+    assert found["cost"] < 1 and found["accuracy"] > 0.85
+    assert (tmp_path / "front.png").stat().st_size > 5000
+    model = keras.models.load_model(tmp_path / "tuned.keras")
+    assert list(model.exit_layers) == found["exits"]
+
+
 def test_compare(tmp_path):
     shown = run(
         EXAMPLES / "compare.py",
