@@ -237,6 +237,7 @@ def compared(options, trained, searched, test, seed):
     import dataclasses
 
     import keras_earlyexit as ee
+    from keras_earlyexit.tuning import problem
 
     shared = search(options, trained, searched)
     wanted = shared.plain.accuracy - options.loss
@@ -258,10 +259,10 @@ def compared(options, trained, searched, test, seed):
     print("exits alone, test:", seen.exit_accuracies().round(4).tolist())
     rows = []
     for thresholds, point in found.items():
-        (there,) = shared.measure(*test, [point])
+        there = problem.evaluate(one, point.candidates, point.thresholds)
         fixed = {
             count: min(
-                (cost_at(options, trained, one, rule, count, there.accuracy))
+                (cost_at(options, trained, one, rule, count, there.value))
                 for rule in RULES
             )
             for count in COUNTS
@@ -275,7 +276,7 @@ def compared(options, trained, searched, test, seed):
                 "places": " ".join(point.exits),
                 "search_seconds": own.seconds,
                 "gap": own.gap,
-                "test_accuracy": there.accuracy,
+                "test_accuracy": there.value,
                 "plain_accuracy": float(seen.exit_accuracies()[-1]),
                 "test_cost": there.cost,
                 "fixed": count,

@@ -194,7 +194,10 @@ class ExitSearch:
         )
         if self.unit in ("milliseconds", "joules"):
             model.use_cost(self._measured(point))
-        model.training_fingerprints = _together(self.known)
+        # The same samples may calibrate several points.
+        model.training_fingerprints = _together(
+            self.known["training"], self.known["search"]
+        )
         return model
 
     def calibrate(self, x, y=None, point=None, **options):
@@ -340,9 +343,9 @@ def refuse_known(known, hashes, role):
         )
 
 
-def _together(known):
+def _together(*records):
     found = Fingerprints(capacity=2**16)
-    for record in known.values():
+    for record in records:
         found.add_hashes(record.hashes)
     return found
 
