@@ -169,8 +169,12 @@ def _batches(builder, split, input_key, label_key):
     return dataset.prefetch(1).as_numpy_iterator()
 
 
+class UnknownSplit(ValueError):
+    """A split that a data set has not."""
+
+
 def split_error(name, split, names):
-    return ValueError(
+    return UnknownSplit(
         f"`split` must be a split of {name!r}, with a slice within it at "
         f"most. Received split={split!r} ({type(split).__name__}). Use "
         f"{', '.join(names)}, or for instance "

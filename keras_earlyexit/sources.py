@@ -12,6 +12,7 @@ import zipfile
 import numpy as np
 
 from keras_earlyexit import slices
+from keras_earlyexit._tfds import UnknownSplit
 
 # A data set of TFDS may have a colon too, but a version behind it.
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -100,6 +101,8 @@ def load(
 
     try:
         x, y = ee.datasets.load(data, split or default_split, data_dir)
+    except UnknownSplit:
+        raise
     except ValueError as error:
         raise ValueError(f"{error} {_HOW}") from error
     if x.dtype.kind == "u" and x.ndim > 2:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from keras_earlyexit.cli import options
-from keras_earlyexit.cli.models import load_model
+from keras_earlyexit.cli.models import load_model, make_optimizer
 from keras_earlyexit.cli.shared import CommandError, ExitCode
 
 _PATH = pathlib.Path | None
@@ -160,7 +160,8 @@ def train(
     )
     loaded = load_model(model)
     parts, position = _segments(loaded, cut, base, segment)
-    trained = _compiled(parts[position], optimizer, learning_rate)
+    trained = parts[position]
+    trained.compile(make_optimizer(optimizer, learning_rate))
     averaging = None
     if average_quorum is not None:
         averaging = _averaging(
@@ -261,16 +262,6 @@ def _outlet(segment, target, folder, tls, token_file, insecure, **options):
     token = None if token_file is None else read_tokens(token_file)[0]
     security = ClientSecurity(*tls, token=token, insecure=insecure)
     return Outlet(segment, target, folder, security, **options)
-
-
-def _compiled(segment, optimizer, learning_rate):
-    import keras
-
-    config = {} if learning_rate is None else {"learning_rate": learning_rate}
-    segment.compile(
-        keras.optimizers.get({"class_name": optimizer, "config": config})
-    )
-    return segment
 
 
 def _averaging(segment, state, quorum, wait_s):

@@ -1,18 +1,13 @@
 """`edge-worker doctor`: what is wrong on the way to the cloud worker."""
 
-from typing import Annotated
-
-import typer
-
 from edge_worker.cli.shared import ExitCode
+from keras_earlyexit.cli import options
 from keras_earlyexit.cli.shared import print_json, print_table
 
 
 def doctor(
     settings,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON instead of a table.")
-    ] = False,
+    as_json: options.Json = False,
 ):
     """Check the bundle, the certificates, the clock and the link."""
     # It imports gRPC.

@@ -12,6 +12,7 @@ import typer
 
 from edge_worker.cli.shared import ExitCode
 from edge_worker.inputs import Samples, as_answers
+from keras_earlyexit.cli import options
 from keras_earlyexit.cli.shared import print_json, print_table
 
 
@@ -25,18 +26,14 @@ def infer(
         ),
     ],
     output: Annotated[
-        str, typer.Option(help="JSON lines to write, or - to print them.")
+        str,
+        typer.Option(
+            "--output", "-o", help="JSON lines to write, or - to print them."
+        ),
     ],
-    batch_size: Annotated[
-        int, typer.Option(min=1, help="Samples that are sent together.")
-    ] = 64,
-    image_scale: Annotated[
-        float,
-        typer.Option(help="What images, 0 to 255, are multiplied with."),
-    ] = 1.0,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the summary as JSON.")
-    ] = False,
+    batch_size: options.BatchSize = 64,
+    image_scale: options.ImageScale = 1.0,
+    as_json: options.Json = False,
 ):
     """Answer every sample of a file, a folder or a stream."""
     with settings.start() as worker:

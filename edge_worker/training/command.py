@@ -9,7 +9,7 @@ import typer
 
 from edge_worker.cli.shared import ExitCode
 from keras_earlyexit.cli import options
-from keras_earlyexit.cli.models import load_model
+from keras_earlyexit.cli.models import load_model, make_optimizer
 from keras_earlyexit.cli.shared import CommandError, print_facts, print_json
 
 _PATH = pathlib.Path | None
@@ -139,7 +139,7 @@ def train(
         cloud,
         state,
         base=base,
-        optimizer=_optimizer(optimizer, learning_rate),
+        optimizer=make_optimizer(optimizer, learning_rate),
         security=security,
         edge_id=edge_id or ("" if cert else "edge"),
         forward=forward,
@@ -173,13 +173,6 @@ def train(
     else:
         print_facts("Trained", _as_text(facts))
     return ExitCode.OK
-
-
-def _optimizer(name, learning_rate):
-    import keras
-
-    config = {} if learning_rate is None else {"learning_rate": learning_rate}
-    return keras.optimizers.get({"class_name": name, "config": config})
 
 
 def _callbacks(tensorboard):

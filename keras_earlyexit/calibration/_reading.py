@@ -1,5 +1,6 @@
 """Reads a data set for `observe`: batches, scores, labels in one form."""
 
+import sys
 import time
 
 import numpy as np
@@ -147,6 +148,10 @@ def refuse_nan(arrays):
         )
 
 
+def _is_watched():
+    return sys.stdout.isatty()
+
+
 class Progress:
     """A progress bar that shows itself only when it is needed."""
 
@@ -154,7 +159,11 @@ class Progress:
         self._total = total
         self._bar = None
         self._done = 0
-        self._shown_from = {"auto": _BAR_AFTER_S, 0: np.inf}.get(verbose, 0.0)
+        shown_from = {"auto": _BAR_AFTER_S, 0: np.inf}.get(verbose, 0.0)
+        if verbose == "auto" and not _is_watched():
+            # In a notebook or a file what moves the cursor makes a mess.
+            shown_from = np.inf
+        self._shown_from = shown_from
         self._start = time.monotonic()
 
     def advance(self):

@@ -338,8 +338,8 @@ def observe(
             `None` if there are none, or if `x` brings them.
         batch_size: Rows per batch of arrays, 256 by default.
         with_labels: Whether to keep labels; `False` ignores what `x` brings.
-        verbose: 1 for a progress bar, 0 for silence; `"auto"` shows a bar
-            once the pass has taken a few seconds.
+        verbose: 1 for a progress bar, 0 for silence; `"auto"` shows a bar in
+            a terminal once the pass has taken a few seconds.
 
     Returns:
         `Observations` of n samples.

@@ -44,7 +44,7 @@ class LiveTable(keras.callbacks.Callback):
             # In notebooks rich would draw each state below the last one.
             live = self._console.is_terminal and not in_notebook()
         self._is_live, self._live = live, None
-        self._epoch = self._step = self._steps_done = 0
+        self._first = self._epoch = self._step = self._steps_done = 0
         self._logs, self._validation = {}, {}
         self._started = time.monotonic()
 
@@ -93,15 +93,12 @@ class LiveTable(keras.callbacks.Callback):
         table = Table(
             title=" · ".join(self._progress()),
             title_justify="left",
-            caption=self._caption(),
+            caption=f"{(metric or '').replace('_', ' ')}  {self._losses()}",
             caption_justify="left",
         )
-        columns = ("exit", metric or "-", "validation", "share", "cost")
-        for column in columns:
-            table.add_column(
-                column.replace("_", " "),
-                justify="left" if column == "exit" else "right",
-            )
+        for column in ("exit", "training", "validation", "share", "cost"):
+            justify = "left" if column == "exit" else "right"
+            table.add_column(column, justify=justify)
         costs = [*self.model.relative_costs, self._validation.get("mean_cost")]
         for name, cost in zip((*names, figures.ROUTED), costs, strict=True):
             key = f"{name}_{metric}"
@@ -118,7 +115,7 @@ class LiveTable(keras.callbacks.Callback):
     def line(self):
         """The state of training as a line of text."""
         metric, names = self._metric()
-        parts = [*self._progress(), self._caption()]
+        parts = [*self._progress(), self._losses()]
         for title, logs in (
             ("train", self._logs),
             ("validation", self._validation),
@@ -156,7 +153,7 @@ class LiveTable(keras.callbacks.Callback):
                 parts.append(f"{_clock(now * left / self._steps_done)} left")
         return parts
 
-    def _caption(self):
+    def _losses(self):
         losses = [("loss", self._logs), ("validation", self._validation)]
         return "  ".join(
             f"{title} {float(logs['loss']):.4f}"

@@ -25,12 +25,19 @@ def main(arguments=None):
 
 def _app():
     # Not at the top: they import typer.
+    from keras_earlyexit.cli.bench import bench
+    from keras_earlyexit.cli.calibrate import calibrate
     from keras_earlyexit.cli.certs import certs
     from keras_earlyexit.cli.doctor import doctor
+    from keras_earlyexit.cli.export import export
     from keras_earlyexit.cli.info import info
     from keras_earlyexit.cli.merge import merge
     from keras_earlyexit.cli.plan import plan
     from keras_earlyexit.cli.report import report
+    from keras_earlyexit.cli.train import train
 
-    commands = [info, plan, report, merge, certs, doctor]
+    commands = [
+        *(train, calibrate, info, report, bench, export),
+        *(plan, merge, certs, doctor),
+    ]
     return apps.app(NAME, "Early exits for Keras 3.", commands, EXIT_CODES)

@@ -16,12 +16,15 @@ class Command(typer.core.TyperCommand):
 
     def __init__(self, *arguments, **named):
         super().__init__(*arguments, **named)
-        #: What a file of settings may name.
-        self.option_names = {param.name for param in self.params}
+        #: What a file of settings may name -> name of the parameter.
+        self.option_names = dict(map(_named, self.params))
         # One of its own may mean something else.
         if "config" not in self.option_names:
             self.params.append(_config_option())
-        self._takes_model = "model" in self.option_names
+        self._takes_model = any(
+            param.name == "model" and not param.required
+            for param in self.params
+        )
         if self._takes_model:
             self.options_metavar = "[MODEL] [OPTIONS]"
 
@@ -49,11 +52,24 @@ def _read_config(ctx: typer.Context, path: pathlib.Path | None):
         return
     group = ctx.parent.command if ctx.parent else None
     commands = getattr(group, "commands", {ctx.info_name: ctx.command})
-    ctx.default_map = config_files.read(
+    found = config_files.read(
         path,
         ctx.info_name,
-        {name: command.option_names for name, command in commands.items()},
+        {name: set(x.option_names) for name, x in commands.items()},
     )
+    names = ctx.command.option_names
+    found = {names[name]: value for name, value in found.items()}
+    for param in ctx.command.params:
+        # On the command line it would stand there several times.
+        if getattr(param, "multiple", False) and param.name in found:
+            found[param.name] = found[param.name].split(",")
+    ctx.default_map = found
+
+
+def _named(param):
+    """What a parameter is called on the line, and in the function."""
+    flags = [x.removeprefix("--") for x in param.opts if x.startswith("--")]
+    return (flags or [param.name])[0].replace("-", "_"), param.name
 
 
 def _config_option():

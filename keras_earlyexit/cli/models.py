@@ -1,5 +1,6 @@
 """Models as files: read with care, written whole or not at all."""
 
+import difflib
 import os
 import pathlib
 import zipfile
@@ -102,3 +103,25 @@ def save_model(model, path):
             f"'{path}' cannot be written: {error.strerror or error}.",
             ExitCode.INPUT,
         ) from error
+
+
+def make_optimizer(name, learning_rate=None):
+    """An optimizer of Keras from what `--optimizer` and its rate say."""
+    import keras
+
+    kinds = {
+        kind.lower(): kind
+        for kind in dir(keras.optimizers)
+        if isinstance(getattr(keras.optimizers, kind), type)
+        and kind not in ("Optimizer", "LossScaleOptimizer")
+    }
+    if name.lower() not in kinds:
+        close = difflib.get_close_matches(name.lower(), kinds, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise CommandError(
+            f"Expected an optimizer: {', '.join(sorted(kinds))}. Received: "
+            f"{name!r}.{hint}",
+            ExitCode.USAGE,
+        )
+    config = {} if learning_rate is None else {"learning_rate": learning_rate}
+    return getattr(keras.optimizers, kinds[name.lower()])(**config)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from keras_earlyexit.cli import options
+from keras_earlyexit.cli import options, samples
 from keras_earlyexit.cli.models import check_output, load_model_with_exits
 from keras_earlyexit.cli.shared import (
     NAME,
@@ -107,18 +107,14 @@ def report(
 
 
 def _load(model, data, split, data_dir, image_scale):
-    from keras_earlyexit import sources
-
-    shape = model.net.input_shape
-    with mendable():
-        found = sources.load(
-            data,
-            split,
-            default_split="test",
-            input_shape=shape[1:] if isinstance(shape, tuple) else None,
-            image_scale=image_scale,
-            data_dir=data_dir,
-        )
+    found = samples.load(
+        data,
+        model=model,
+        split=split,
+        default_split="test",
+        image_scale=image_scale,
+        data_dir=data_dir,
+    )
     if found.y is None:
         raise CommandError(
             "Expected data with labels as arrays. Received: "

@@ -5,8 +5,10 @@ import enum
 import json
 import math
 import os
+import shutil
 import sys
 import tempfile
+import textwrap
 from importlib import metadata
 
 NAME = "keras-earlyexit"
@@ -104,7 +106,7 @@ def hushed():
         os.dup2(file.fileno(), 2)
         try:
             yield
-        except BaseException:
+        except Exception:
             sys.stderr.flush()
             file.seek(0)
             os.write(saved, file.read())
@@ -175,7 +177,17 @@ def print_text(what):
 
 def print_error(message, name=NAME):
     """Prints a message of a program to where errors go."""
-    print(f"{name}: {message}", file=sys.stderr)
+    lines = f"{name}: {message}".splitlines()
+    if sys.stderr.isatty():
+        # A terminal breaks lines wherever it is full.
+        width = shutil.get_terminal_size().columns
+        lines = [
+            textwrap.fill(
+                line, width, break_long_words=False, break_on_hyphens=False
+            )
+            for line in lines
+        ]
+    print("\n".join(lines), file=sys.stderr)
 
 
 @contextlib.contextmanager

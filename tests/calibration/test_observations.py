@@ -333,10 +333,15 @@ def test_a_model_without_exits_is_refused(model):
 
 def test_progress_bar_shows_when_asked(model, capsys, monkeypatch):
     x, _ = pixels("test")
-    for verbose, after_s in ((0, 0.0), ("auto", 1e9)):
+    # Nobody watches a file, a pipe or a notebook.
+    for verbose, after_s in ((0, 0.0), ("auto", 0.0)):
         monkeypatch.setattr(_reading, "_BAR_AFTER_S", after_s)
         observe(model, x, batch_size=100, verbose=verbose)
         assert capsys.readouterr().out == ""
+    monkeypatch.setattr(_reading, "_is_watched", lambda: True)
+    monkeypatch.setattr(_reading, "_BAR_AFTER_S", 1e9)
+    observe(model, x, batch_size=100, verbose="auto")
+    assert capsys.readouterr().out == ""
     for verbose, after_s in ((1, 1e9), ("auto", 0.0)):
         monkeypatch.setattr(_reading, "_BAR_AFTER_S", after_s)
         observe(model, x, batch_size=100, verbose=verbose)
