@@ -35,9 +35,10 @@ def _app():
     from keras_earlyexit.cli.plan import plan
     from keras_earlyexit.cli.report import report
     from keras_earlyexit.cli.train import train
+    from keras_earlyexit.cli.tune import tune
 
     commands = [
-        *(train, calibrate, info, report, bench, export),
+        *(train, tune, calibrate, info, report, bench, export),
         *(plan, merge, certs, doctor),
     ]
     return apps.app(NAME, "Early exits for Keras 3.", commands, EXIT_CODES)

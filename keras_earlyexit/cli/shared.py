@@ -25,6 +25,7 @@ PACKAGES = {
     "matplotlib": "report",
     "tensorboard": "tensorboard",
     "keras-tuner": "tune",
+    "optuna": "optuna",
     "grpcio": "split",
     "ai-edge-litert": "edge",
     "ray": "serve",

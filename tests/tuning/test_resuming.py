@@ -1,0 +1,80 @@
+"""Searches that are killed, and go on."""
+
+import os
+import signal
+
+import pytest
+from tuning_commands import Tuning
+from waiting import poll
+
+pytestmark = pytest.mark.faults
+
+
+def test_a_killed_search_goes_on(tmp_path):
+    """A real process, killed while a trial runs."""
+    first = Tuning(tmp_path, "--trials", "3")
+    try:
+        first.wait_until(lambda: first.ended() and first.running())
+    finally:
+        first.kill()
+    before = first.ended()
+    assert 1 <= len(before) < 3
+    written = [(t.folder / "exits.json").stat().st_mtime_ns for t in before]
+    facts = Tuning(tmp_path, "--trials", "3").result()
+    assert [trial["status"] for trial in facts["trials"]] == ["completed"] * 3
+    # What had ended was not run again.
+    for trial, time in zip(before, written, strict=True):
+        assert (trial.folder / "exits.json").stat().st_mtime_ns == time
+        attempts = (trial.folder / "attempts").read_text().splitlines()
+        assert len(attempts) == 1
+    assert (tmp_path / "best.keras").exists()
+
+
+def test_a_killed_worker_comes_back(tmp_path):
+    """A chief and two workers; one of them is killed in a trial."""
+    search = Tuning(tmp_path, "--trials", "6", "--workers", "2")
+    search.wait_until(lambda: search.ended() and len(search.running()) == 2)
+    victim = search.workers()["worker-1"]
+    os.kill(victim, signal.SIGKILL)
+    search.wait_until(lambda: search.workers()["worker-1"] != victim)
+    facts = search.result(600)
+    statuses = [trial["status"] for trial in facts["trials"]]
+    assert statuses == ["completed"] * 6
+    assert "worker-1 has ended with signal 9; starting it again" in search.said
+    names = [
+        set((trial.folder / "attempts").read_text().split())
+        for trial in search.ended()
+    ]
+    assert set.union(*names) == {"worker-0", "worker-1"}
+    # The trial that was lost has been run again, by the same worker.
+    attempts = [
+        (trial.folder / "attempts").read_text().split()
+        for trial in search.ended()
+    ]
+    assert max(map(len, attempts)) == 2
+    for pid in search.workers().values():
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+def test_nobody_outlives_the_one_that_started_them(tmp_path):
+    search = Tuning(tmp_path, "--trials", "50", "--workers", "1")
+    search.wait_until(search.ended)
+    pids = list(search.workers().values())
+    search.kill()
+
+    def gone():
+        return not any(map(is_alive, pids))
+
+    poll(gone, 60)
+    facts = Tuning(tmp_path, "--trials", "3").result()
+    assert len(facts["trials"]) >= 3
+
+
+def is_alive(pid):
+    """Whether a process runs; one that nobody has waited for does not."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
