@@ -82,8 +82,18 @@ class Search:
                 budget=given["budget"],
                 space=tuning.SearchSpace(**space),
                 calibration=self.splits["calibration"],
-                pruning=given["prune"],
+                pruning=self._pruning(),
             )
+
+    def _pruning(self):
+        from keras_earlyexit import tuning
+
+        if not self.settings["prune"]:
+            return None
+        return tuning.Pruning(
+            warmup=max(3, self.settings["epochs"] // 3),
+            budget=self.settings["budget"],
+        )
 
     def check(self):
         """Reads everything, so that nothing is wrong with it later."""

@@ -42,9 +42,9 @@ class ExitHyperModel(keras_tuner.HyperModel):
         build_or_model: A functional Keras model, which every trial starts
             from a copy of, weights included; or a function that returns a new
             one, called with the hyperparameters `hp` if it has an argument.
-        budget: Mean relative cost that may be spent; the score is the metric
-            that it buys. `None` makes it the area below the curve of cost and
-            metric.
+        budget: Mean relative cost that may be spent; the score is the best
+            metric that it buys. `None` makes it the area below the curve of
+            cost and metric.
         space: `SearchSpace`; `None` takes its defaults.
         calibration: `(x, y)`, or a dataset of such batches, to choose
             thresholds from. `None` takes every other sample of the validation

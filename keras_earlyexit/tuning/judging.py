@@ -43,7 +43,9 @@ def judge(model, calibration, validation, budget=None, tolerance=0.01):
     """Chooses a model's thresholds and says what they are worth.
 
     With a budget the thresholds are those of `calibrate_budget`, and the score
-    is the metric that they have. Without one they are the cheapest whose
+    is the best metric of the curve for that budget: what thresholds spend on
+    other samples than theirs is a little more or less, and who happens to
+    spend more must not win for it. Without one they are the cheapest whose
     metric on the calibration split is at most `tolerance` worse than the
     best, and the score is the metric that is to be had for a cost between 0
     and 1, on average over the costs: the area below the curve.
@@ -82,7 +84,7 @@ def judge(model, calibration, validation, budget=None, tolerance=0.01):
         thresholds=tuple(thresholds.tolist()),
         final_metric=float(validation.exit_metrics()[-1]),
         curve=tuple((cost, sign * found) for cost, found in curve),
-        score=_area(curve) if budget is None else value,
+        score=_area(curve) if budget is None else _bought(curve, budget),
     )
 
 
@@ -113,6 +115,17 @@ def front_of(seen, rows=None):
     costs = [seen.mean_cost(row) for row in rows]
     values = [worth(seen, row) for row in rows]
     return [(costs[i], values[i]) for i in pareto_front(costs, values)]
+
+
+def affordable(points, budget):
+    """The best worth at a cost, of pairs that rise; `None` below them all."""
+    values = [value for cost, value in points if cost <= budget]
+    return max(values, default=None)
+
+
+def _bought(curve, budget):
+    found = affordable(curve, budget)
+    return curve[0][1] if found is None else found
 
 
 def _area(curve):

@@ -11,7 +11,7 @@ import dataclasses
 import keras
 
 from keras_earlyexit.calibration.observations import observe
-from keras_earlyexit.tuning.judging import front_of
+from keras_earlyexit.tuning.judging import affordable, front_of
 from keras_earlyexit.tuning.records import read_trials
 
 
@@ -21,15 +21,17 @@ class Pruning:
 
     Args:
         margin: By how much a finished trial must be better at the same cost,
-            in units of the metric: 0.02 are two points of accuracy. The
-            larger, the fewer trials are stopped.
-        warmup: Epochs that every trial may have.
+            in units of the metric: 0.05 are five points of accuracy. It should
+            be above what chance does on the calibration split; the larger,
+            the fewer trials are stopped.
+        warmup: Epochs that every trial may have. Before batch normalisation
+            has settled, figures say little.
         budget: Mean relative cost that alone is looked at, if that is what
             the search is for; `None` looks at all costs.
     """
 
-    margin: float = 0.02
-    warmup: int = 1
+    margin: float = 0.05
+    warmup: int = 3
     budget: float | None = None
 
     def __post_init__(self):
@@ -49,11 +51,11 @@ class Pruning:
             points: Those of the trial in question.
         """
         if self.budget is not None:
-            best = _affordable(points, self.budget)
+            best = affordable(points, self.budget)
             points = [] if best is None else [(self.budget, best)]
         if not points or not other:
             return False
-        found = [_affordable(other, cost) for cost, _ in points]
+        found = [affordable(other, cost) for cost, _ in points]
         return all(
             best is not None and best >= value + self.margin
             for best, (_, value) in zip(found, points, strict=True)
@@ -101,9 +103,3 @@ class DominatedTrials(keras.callbacks.Callback):
                 self.stopped_by = trial.id
                 self.model.stop_training = True
                 return
-
-
-def _affordable(points, budget):
-    """The best worth at a cost, of pairs that rise; `None` below them all."""
-    values = [value for cost, value in points if cost <= budget]
-    return max(values, default=None)

@@ -49,7 +49,7 @@ def test_tuners(name, data, tmp_path):
     assert len(trials) == len(tuner.oracle.trials) >= 2
     for trial in trials:
         assert trial.status == "completed"
-        assert 0 <= trial.metric <= 1 and trial.score == trial.metric
+        assert 0 <= trial.metric <= 1 and 0 <= trial.score <= 1
         assert trial.mean_cost <= trial.relative_costs[-1]
         assert len(trial.thresholds) == len(trial.exit_layers)
         costs, values = np.transpose(trial.curve)
