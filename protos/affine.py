@@ -1,4 +1,4 @@
-"""Floats in 8 bits: value = offset + scale * stored."""
+"""Floats in 8 bits, or fewer: value = offset + scale * stored."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ _SAFE = _MAX / 4
 _ROUNDED_MAX = _MAX * (1 + 1e-6)
 
 
-def quantize(array, dtype, per_channel, rng=None):
+def quantize(array, dtype, per_channel, rng=None, bits=8):
     """Stores an array in 8 bits over the range of its values.
 
     Args:
@@ -21,21 +21,23 @@ def quantize(array, dtype, per_channel, rng=None):
             tensor has one range.
         rng: NumPy `Generator` for stochastic rounding, whose mean over many
             calls is the value itself; rounds half to even if `None`.
+        bits: How many of the 8 are used.
 
     Returns:
         The stored array, and float32 arrays of scales and of offsets, one
         or one for each entry of the last axis.
     """
-    limits = np.iinfo(dtype)
+    low_end = int(np.iinfo(dtype).min)
+    high_end = low_end + 2**bits - 1
     axes = None
     if per_channel and array.ndim > 1 and 8 * array.shape[-1] <= array.size:
         axes = tuple(range(array.ndim - 1))
     low = np.atleast_1d(array.min(axis=axes)).astype(np.float64)
     high = np.atleast_1d(array.max(axis=axes)).astype(np.float64)
-    scale = ((high - low) / (limits.max - limits.min)).astype(np.float32)
+    scale = ((high - low) / (high_end - low_end)).astype(np.float32)
     is_flat = scale < _TINY
     scale[is_flat] = 1
-    offset = np.where(is_flat, low, low - scale * np.float64(limits.min))
+    offset = np.where(is_flat, low, low - scale * np.float64(low_end))
     offset = offset.astype(np.float32)
     is_wide = max(-low.min(), high.max()) > _SAFE
     work = np.subtract(array, offset, dtype=np.float64 if is_wide else None)
@@ -45,7 +47,7 @@ def quantize(array, dtype, per_channel, rng=None):
     else:
         work += rng.random(work.shape, work.dtype)
         np.floor(work, out=work)
-    np.clip(work, limits.min, limits.max, out=work)
+    np.clip(work, low_end, high_end, out=work)
     return work.astype(dtype), scale, offset
 
 

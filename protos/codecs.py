@@ -2,7 +2,9 @@
 
 import dataclasses
 
-DTYPES = ("float32", "float16", "bfloat16", "uint8", "int8")
+DTYPES = ("float32", "float16", "bfloat16", "uint8", "int8", "uint4")
+#: Those whose numbers are counted off in steps, and how many bits a step has.
+STEPPED = {"uint8": 8, "int8": 8, "uint4": 4}
 _CHANNEL = "_channel"
 _ZSTD = "+zstd"
 
@@ -18,9 +20,12 @@ class Codec:
     | `bfloat16` | 2 | 2^-8 of it |
     | `uint8`, `int8` | 1 | 1/510 of the tensor's range |
     | `uint8_channel`, `int8_channel` | 1 | 1/510 of its channel's range |
+    | `uint4+zstd` | at most 0.5 | 1/30 of the tensor's range |
+    | `uint4_channel+zstd` | at most 0.5 | 1/30 of its channel's range |
 
-    Each may end in `+zstd`, which compresses what is left. Whole numbers,
-    such as a raw image, keep their values in all of them.
+    Each may end in `+zstd`, which compresses what is left; numbers in 4 bits
+    are small by that alone, since they take a byte each otherwise. Whole
+    numbers, such as a raw image, keep their values in all of them.
 
     Args:
         dtype: One of `DTYPES`.
@@ -72,6 +77,7 @@ class Codec:
 #: Names of all codecs.
 NAMES = tuple(
     f"{form}{compression}"
-    for form in (*DTYPES, f"uint8{_CHANNEL}", f"int8{_CHANNEL}")
+    for form in (*DTYPES, *(f"{dtype}{_CHANNEL}" for dtype in STEPPED))
     for compression in ("", _ZSTD)
+    if compression or not form.startswith("uint4")
 )

@@ -55,7 +55,7 @@ def server_options(max_message_bytes, max_concurrent_streams):
         *_pings(4 * _PING_EVERY_MS),
         ("grpc.max_concurrent_streams", max_concurrent_streams),
         # Below what edges send, or they would be turned away for pinging.
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", 1_000),
+        ("grpc.http2.min_ping_interval_without_data_ms", 1_000),
         ("grpc.http2.max_ping_strikes", 3),
         # A second worker on the same port is an error and no lottery.
         ("grpc.so_reuseport", 0),

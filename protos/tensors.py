@@ -13,7 +13,7 @@ import numpy as np
 import zstandard
 
 from protos import affine, split_pb2
-from protos.codecs import Codec
+from protos.codecs import STEPPED, Codec
 from protos.errors import TooLarge, WireError
 from protos.limits import MAX_OPEN_BYTES, MAX_RANK
 
@@ -36,6 +36,7 @@ _OF_FLOATS = {
     "bfloat16": split_pb2.BFLOAT16,
     "int8": split_pb2.INT8,
     "uint8": split_pb2.UINT8,
+    "uint4": split_pb2.UINT8,
 }
 _EIGHT_BITS = (split_pb2.INT8, split_pb2.UINT8)
 _OF_INTEGERS = {
@@ -63,8 +64,8 @@ def encode(array, codec="float32", rng=None, *, finite=True):
         array: NumPy array, the batch first. Whole numbers and booleans keep
             their values whatever the codec; floats become float32 first.
         codec: A `Codec` or its name.
-        rng: NumPy `Generator` for the stochastic rounding of 8-bit codecs;
-            they round half to even if `None`.
+        rng: NumPy `Generator` for the stochastic rounding of 8- and 4-bit
+            codecs; they round half to even if `None`.
         finite: `False` lets NaN and infinity through, for which the codec
             has to keep float32.
 
@@ -132,9 +133,13 @@ def _store(array, codec, rng, finite, message):
             "what the stage returns."
         )
     array = np.asarray(array, np.float32)
-    if codec.dtype in ("int8", "uint8"):
+    if codec.dtype in STEPPED:
         stored, scale, offset = affine.quantize(
-            array, codec.dtype, codec.per_channel, rng
+            array,
+            _WIRE[message.dtype].name,
+            codec.per_channel,
+            rng,
+            STEPPED[codec.dtype],
         )
         message.scale.extend(scale.tolist())
         message.offset.extend(offset.tolist())

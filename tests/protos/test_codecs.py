@@ -6,7 +6,7 @@ from protos.codecs import NAMES, Codec
 
 
 def test_every_name_comes_back():
-    assert len(NAMES) == len(set(NAMES)) == 14
+    assert len(NAMES) == len(set(NAMES)) == 16
     for name in NAMES:
         codec = Codec.parse(name)
         assert str(codec) == name
@@ -19,7 +19,7 @@ def test_what_a_name_says():
 
 
 @pytest.mark.parametrize(
-    "name", ["", "float64", "float16_channel", "uint8+gzip", "+zstd", None, 8]
+    "name", ["", "float64", "float16_channel", "uint8+gzip", "+zstd", None, 8, "uint4"]
 )
 def test_another_name_is_refused(name):
     with pytest.raises(ValueError, match="Expected a codec.*float32"):
