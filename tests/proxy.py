@@ -15,6 +15,7 @@ from waiting import poll as poll
 
 UP, DOWN = "up", "down"
 _CHUNK = 65536
+_IDLE_S = 0.002
 _LINGER_0 = struct.pack("ii", 1, 0)
 
 
@@ -38,6 +39,26 @@ class Faults:
     cut_after: int | None = None
 
 
+@dataclasses.dataclass
+class Traffic:
+    """What has passed in one direction, of all connections.
+
+    Args:
+        num_bytes: How much.
+        first: When the first of it came, on the loop's clock.
+        last: When the last of it was through.
+    """
+
+    num_bytes: int = 0
+    first: float | None = None
+    last: float | None = None
+
+    @property
+    def bytes_per_s(self):
+        """How much went through a second, while anything did."""
+        return self.num_bytes / (self.last - self.first)
+
+
 class Proxy:
     """Forwards connections to a server and does damage on the way.
 
@@ -51,6 +72,8 @@ class Proxy:
         self.target = (host, int(port))
         self.faults = {UP: Faults(), DOWN: Faults()}
         self.recorded = {UP: bytearray(), DOWN: bytearray()}
+        #: Counted since it was last assigned to.
+        self.traffic = {UP: Traffic(), DOWN: Traffic()}
         self.num_connections = 0
         self._record = record
         self._writers = set()
@@ -143,10 +166,22 @@ class Proxy:
         for each in ends:
             each.transport.abort()
 
+    def _count(self, direction, num_bytes, came_at):
+        found = self.traffic[direction]
+        found.num_bytes += num_bytes
+        found.last = self._loop.time()
+        if found.first is None:
+            found.first = came_at
+
     async def _pump(self, direction, reader, writer):
         """Forwards one direction of a connection."""
         passed, is_dead = 0, False
+        free_at = asked_at = self._loop.time()
         while data := await reader.read(_CHUNK):
+            came_at = self._loop.time()
+            if came_at - asked_at > _IDLE_S:
+                # Nothing was waiting, so the link was free.
+                free_at = came_at
             faults = self.faults[direction]
             size = faults.slice_bytes or len(data)
             for start in range(0, len(data), size):
@@ -161,10 +196,14 @@ class Proxy:
                 if self._record:
                     self.recorded[direction] += piece
                 if faults.bytes_per_s:
-                    await asyncio.sleep(len(piece) / faults.bytes_per_s)
+                    # By a timetable: a sleep that ends late costs no rate.
+                    free_at += len(piece) / faults.bytes_per_s
+                    await asyncio.sleep(free_at - self._loop.time())
+                self._count(direction, len(piece), came_at)
                 self._loop.call_later(faults.latency_s, _write, writer, piece)
             if not writer.transport.is_closing():
                 await writer.drain()
+            asked_at = self._loop.time()
         raise OSError("closed")
 
 

@@ -3,6 +3,8 @@
 import os
 import pathlib
 import random
+import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -148,3 +150,55 @@ def test_kill_at_each_point_of_a_step(sides, tmp_path, point):
     cloud.start()
     check_done(edge, cloud)
     check_ledger(tmp_path / "c", steps)
+
+
+@pytest.mark.faults
+def test_older_process_that_wakes_up_is_fenced(sides, tmp_path):
+    """A copy of the edge goes on elsewhere; the first one was only asleep."""
+    port, steps = free_port(), 5000
+    cloud = sides("cloud", "cloud", tmp_path / "c", port)
+    zombie = sides("zombie", "edge", tmp_path / "e", port, steps)
+    poll(lambda: committed(tmp_path / "c") > 200, 60)
+    zombie.process.send_signal(signal.SIGSTOP)
+    shutil.copytree(tmp_path / "e", tmp_path / "copy")
+    edge = sides("edge", "edge", tmp_path / "copy", port, steps)
+    poll(lambda: committed(tmp_path / "c") > 1000, 60)
+    zombie.process.send_signal(signal.SIGCONT)
+    assert zombie.process.wait(60) != 0
+    assert "Fenced" in zombie.text()
+    check_done(edge, cloud, seconds=300)
+    check_ledger(tmp_path / "c", steps)
+
+
+@pytest.mark.faults
+def test_disk_that_is_full_twenty_times(sides, tmp_path):
+    """Nothing is acknowledged that is not written, and it goes on."""
+    port, steps = free_port(), 5000
+    cloud = sides("cloud", "cloud", tmp_path / "c", port)
+    edge = sides("edge", "edge", tmp_path / "e", port, steps)
+    readable = 0
+    for i in range(20):
+        poll(lambda least=i * 200: committed(tmp_path / "c") > least, 60)
+        limit_files(cloud.process.pid, 100)
+        # The commit in flight may still be one from before.
+        time.sleep(0.2)
+        before = committed(tmp_path / "c")
+        time.sleep(0.3)
+        readable += committed(tmp_path / "c") == before
+        # What is acknowledged is forgotten by the edge.
+        kept = min(
+            (int(p.name[:20]) for p in (tmp_path / "e/journal").iterdir()),
+            default=0,
+        )
+        assert kept <= before
+        limit_files(cloud.process.pid, resource.RLIM_INFINITY)
+    assert readable == 20
+    check_done(edge, cloud, seconds=300)
+    check_ledger(tmp_path / "c", steps)
+
+
+def limit_files(pid, num_bytes):
+    """From now on a process cannot write files larger than that."""
+    resource.prlimit(
+        pid, resource.RLIMIT_FSIZE, (num_bytes, resource.RLIM_INFINITY)
+    )

@@ -1,0 +1,149 @@
+"""How good the last exit becomes, trained apart and undivided.
+
+One edge feeds several later segments, each with its own choice of what goes up
+and in which codec. That is possible because nothing comes back: the edge is
+the same for all of them. Everything is the workers' own (batches, choice,
+codec, steps), in one process, without a network in between; that a network
+changes no bit of it is what the tests of the workers are about.
+
+Stopped at any moment and started again, it goes on after the last epoch.
+"""
+
+import json
+import time
+
+import numpy as np
+
+from _hierarchical import setting
+from edge_worker.training.batches import Batches, labels_of
+from edge_worker.training.forwarding import Forwarding
+from keras_earlyexit import snapshots
+from protos import training
+from protos.tensors import decode, encode
+
+UNDIVIDED = "undivided"
+#: Which samples go up, and the codec: the later segments that are trained.
+WAYS = (
+    ("all", "uint8+zstd"),
+    ("non_exited", "uint4+zstd"),
+)
+_ROUND = 3
+
+
+class Undivided:
+    """The network in one piece; all exits learn together."""
+
+    def __init__(self, steps):
+        self.model = setting.network()
+        self.model.compile(setting.optimizer(steps), setting.BASE)
+        self.learned = [self.model]
+
+    def step(self, x, y, epoch, sequence):
+        self.model.train_on_batch(x, y)
+
+    def figures(self, x, y):
+        found = self.model.net.predict(x, batch_size=256, verbose=0)
+        return {
+            UNDIVIDED: {
+                name: _accuracy(found[name], y)
+                for name in self.model.exit_names
+            }
+        }
+
+
+class Divided:
+    """An edge and several later segments."""
+
+    def __init__(self, steps):
+        self.edge = setting.segments(steps)[0]
+        self.clouds = [setting.segments(steps)[1] for _ in WAYS]
+        self.learned = [self.edge, *self.clouds]
+        self._spec = training.spec_of(self.edge.agreement(1)["feature"])
+        self._choices = [Forwarding(way, setting.SEED) for way, _ in WAYS]
+        self._reset()
+
+    def _reset(self):
+        self.samples = 0
+        self.sent = [0] * len(WAYS)
+        self.bytes_up = [0] * len(WAYS)
+
+    def step(self, x, y, epoch, sequence):
+        outputs = self.edge.learn(x, y).outputs
+        labels = labels_of(y, self.edge.head)
+        self.samples += len(labels)
+        for i, (_, codec) in enumerate(WAYS):
+            rows = self._choices[i].rows(self.edge, outputs, epoch, sequence)
+            key = setting.SEED, epoch, _ROUND, sequence
+            message = encode(
+                outputs["feature"][rows], codec, np.random.default_rng(key)
+            )
+            feature = decode(message, self._spec, len(rows))
+            self.clouds[i].learn(feature, labels[rows])
+            self.sent[i] += len(rows)
+            self.bytes_up[i] += message.ByteSize() + 4 * len(rows)
+
+    def figures(self, x, y):
+        """Accuracies, and what went up since they were last asked for."""
+        edge = self.edge.net.predict(x, batch_size=256, verbose=0)
+        rows = {}
+        for i, (forward, codec) in enumerate(WAYS):
+            found = self.clouds[i].net.predict(
+                edge["feature"], batch_size=256, verbose=0
+            )
+            rows[f"{forward}, {codec}"] = {
+                setting.CUT: _accuracy(edge[setting.CUT], y),
+                "final": _accuracy(found["final"], y),
+                "share": self.sent[i] / max(self.samples, 1),
+                "bytes_per_image": self.bytes_up[i] / max(self.samples, 1),
+            }
+        self._reset()
+        return rows
+
+
+def run(options):
+    """Trains one of both ways; prints and notes the figures."""
+    x, y = setting.images(f"train[:{options.images}]")
+    test = setting.images("test")
+    test = setting.normal(test[0]), test[1]
+    batches = Batches(
+        x, y, None, setting.BATCH, True, setting.augment, setting.SEED
+    )
+    steps = options.epochs * len(batches)
+    made = (Undivided if options.way == UNDIVIDED else Divided)(steps)
+    folder = options.folder / "accuracy"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / options.way
+    epoch, rows = _restore(path, made.learned)
+    while epoch < options.epochs:
+        start = time.process_time()
+        for index, (xs, ys, _) in enumerate(batches.of_pass(epoch)):
+            made.step(xs, ys, epoch, epoch * len(batches) + index)
+        epoch += 1
+        row = {"epoch": epoch, "cpu_seconds": time.process_time() - start}
+        if epoch % options.every == 0 or epoch == options.epochs:
+            row["figures"] = made.figures(*test)
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+        _save(path, made.learned, epoch, rows)
+    return rows
+
+
+def _save(path, learned, epoch, rows):
+    arrays = [a for model in learned for a in snapshots.state_of(model)]
+    snapshots.write(path, arrays, {"epoch": epoch, "rows": rows})
+
+
+def _restore(path, learned):
+    try:
+        arrays, facts = snapshots.read(path)
+    except FileNotFoundError:
+        return 0, []
+    for model in learned:
+        count = len(snapshots.variables_of(model))
+        snapshots.restore(model, arrays[:count])
+        arrays = arrays[count:]
+    return facts["epoch"], facts["rows"]
+
+
+def _accuracy(predictions, y):
+    return float(np.mean(predictions.argmax(-1) == y))

@@ -1,0 +1,112 @@
+"""Training over two processes and a slow link, and what it is compared with.
+
+ResNet-20 on CIFAR-10, cut behind its one early exit. Edge and cloud are
+processes with a core each; between them is a link with a rate and a round trip.
+
+    python benchmarks/hierarchical.py speed
+    python benchmarks/hierarchical.py accuracy --way undivided
+    python benchmarks/hierarchical.py accuracy --way divided
+
+`accuracy` takes an hour or more, and goes on where it was stopped. `speed
+--trained outputs/hierarchical/accuracy/divided` starts from what it has
+trained, so that features are compressed as well, and samples leave as often, as
+those of a network in use.
+"""
+
+import argparse
+import pathlib
+
+RATES = (1, 5, 10, 50, 100)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.set_defaults(command=None)
+    commands = parser.add_subparsers()
+    _add_accuracy(commands)
+    _add_speed(commands)
+    for name in ("edge", "cloud"):
+        _add_process(commands, name)
+    options = parser.parse_args()
+    if options.command is None:
+        options = parser.parse_args(["speed"])
+    options.command(options)
+
+
+def _add_accuracy(commands):
+    parser = _added(commands, "accuracy", "how good the last exit becomes")
+    parser.add_argument(
+        "--way", choices=("undivided", "divided"), required=True
+    )
+    parser.add_argument("--images", type=int, default=20_000)
+    parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument(
+        "--every", type=int, default=5, help="epochs between two tests"
+    )
+
+    def run(options):
+        from _hierarchical import accuracy
+
+        accuracy.run(options)
+
+    parser.set_defaults(command=run)
+
+
+def _add_speed(commands):
+    parser = _added(commands, "speed", "how long it takes")
+    parser.add_argument("--trained", help="what `accuracy` has written")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--rates", type=float, nargs="*", default=RATES)
+    parser.add_argument("--ways", nargs="*")
+    _add_paced(parser)
+    parser.add_argument("--plan", action="store_true", help="predict, too")
+    parser.add_argument("--round-trip-ms", type=float, default=20.0)
+    parser.add_argument("--output", type=pathlib.Path)
+
+    def run(options):
+        from _hierarchical import speed
+
+        speed.run(options)
+
+    parser.set_defaults(command=run)
+
+
+def _add_process(commands, name):
+    parser = _added(commands, name, "started by `speed`")
+    parser.add_argument("--trained")
+    _add_paced(parser)
+    if name == "edge":
+        parser.add_argument("--targets", nargs=2)
+
+    def run(options):
+        from _hierarchical import processes
+
+        getattr(processes, name)(
+            options.folder,
+            options.trained,
+            options.paced,
+            *(options.targets if name == "edge" else ()),
+        )
+
+    parser.set_defaults(command=run)
+
+
+def _add_paced(parser):
+    parser.add_argument(
+        "--paced",
+        action="store_true",
+        help="steps sleep for the processor time that they were measured to "
+        "take: for a machine with other work",
+    )
+
+
+def _added(commands, name, help_text):
+    parser = commands.add_parser(name, help=help_text)
+    parser.add_argument(
+        "--folder", type=pathlib.Path, default="outputs/hierarchical"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    main()
