@@ -54,11 +54,10 @@ def _add_accuracy(commands):
 
 def _add_speed(commands):
     parser = _added(commands, "speed", "how long it takes")
-    parser.add_argument("--trained", help="what `accuracy` has written")
+    _add_network(parser)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--rates", type=float, nargs="*", default=RATES)
     parser.add_argument("--ways", nargs="*")
-    _add_paced(parser)
     parser.add_argument("--plan", action="store_true", help="predict, too")
     parser.add_argument("--round-trip-ms", type=float, default=20.0)
     parser.add_argument("--output", type=pathlib.Path)
@@ -73,8 +72,7 @@ def _add_speed(commands):
 
 def _add_process(commands, name):
     parser = _added(commands, name, "started by `speed`")
-    parser.add_argument("--trained")
-    _add_paced(parser)
+    _add_network(parser)
     if name == "edge":
         parser.add_argument("--targets", nargs=2)
 
@@ -83,7 +81,7 @@ def _add_process(commands, name):
 
         getattr(processes, name)(
             options.folder,
-            options.trained,
+            (options.trained, options.leave),
             options.paced,
             *(options.targets if name == "edge" else ()),
         )
@@ -91,7 +89,11 @@ def _add_process(commands, name):
     parser.set_defaults(command=run)
 
 
-def _add_paced(parser):
+def _add_network(parser):
+    parser.add_argument("--trained", help="what `accuracy` has written")
+    parser.add_argument(
+        "--leave", type=float, help="share of the images that leave early"
+    )
     parser.add_argument(
         "--paced",
         action="store_true",

@@ -5,21 +5,23 @@ import grpc
 # A peer that stands still is found after at most the sum of the two. gRPC's
 # own keepalive timeout never fires; the ping timeout does.
 _PING_EVERY_MS = 3_000
-_PING_TIMEOUT_MS = 5_000
+PING_TIMEOUT_S = 5.0
 
 
-def channel_options(max_message_bytes):
+def channel_options(max_message_bytes, ping_timeout_s=PING_TIMEOUT_S):
     """Options of a channel to a cloud worker.
 
     Args:
         max_message_bytes: Largest message, both ways.
+        ping_timeout_s: Seconds without an answer after which a connection is
+            taken for dead.
 
     Returns:
         A list of pairs, as `grpc.insecure_channel` takes it.
     """
     return [
         *_message_sizes(max_message_bytes),
-        *_pings(_PING_EVERY_MS),
+        *_pings(_PING_EVERY_MS, ping_timeout_s),
         # An idle edge sends nothing: it may hang on a metered link.
         ("grpc.keepalive_permit_without_calls", 0),
         # A link that stands still holds back pings with everything else.
@@ -52,7 +54,7 @@ def server_options(max_message_bytes, max_concurrent_streams):
     return [
         *_message_sizes(max_message_bytes),
         # Edges that vanished are found too, but nobody waits for that.
-        *_pings(4 * _PING_EVERY_MS),
+        *_pings(4 * _PING_EVERY_MS, PING_TIMEOUT_S),
         ("grpc.max_concurrent_streams", max_concurrent_streams),
         # Below what edges send, or they would be turned away for pinging.
         ("grpc.http2.min_ping_interval_without_data_ms", 1_000),
@@ -62,7 +64,9 @@ def server_options(max_message_bytes, max_concurrent_streams):
     ]
 
 
-def open_channel(target, credentials, max_message_bytes):
+def open_channel(
+    target, credentials, max_message_bytes, ping_timeout_s=PING_TIMEOUT_S
+):
     """A channel to a cloud worker. Connects when first used.
 
     Args:
@@ -70,11 +74,12 @@ def open_channel(target, credentials, max_message_bytes):
         credentials: `grpc.ChannelCredentials`; `None` for plain text, which
             `ClientSecurity` gives on loopback addresses only.
         max_message_bytes: Largest message, both ways.
+        ping_timeout_s: As in `channel_options`.
 
     Returns:
         A `grpc.Channel`.
     """
-    options = channel_options(max_message_bytes)
+    options = channel_options(max_message_bytes, ping_timeout_s)
     if credentials is None:
         return grpc.insecure_channel(target, options)
     return grpc.secure_channel(target, credentials, options)
@@ -88,9 +93,10 @@ def _message_sizes(max_message_bytes):
     ]
 
 
-def _pings(every_ms):
+def _pings(every_ms, timeout_s):
+    timeout_ms = int(1000 * timeout_s)
     return [
         ("grpc.keepalive_time_ms", every_ms),
-        ("grpc.keepalive_timeout_ms", _PING_TIMEOUT_MS),
-        ("grpc.http2.ping_timeout_ms", _PING_TIMEOUT_MS),
+        ("grpc.keepalive_timeout_ms", timeout_ms),
+        ("grpc.http2.ping_timeout_ms", timeout_ms),
     ]

@@ -16,9 +16,9 @@ import numpy as np
 
 from _hierarchical import setting
 from edge_worker.training.batches import Batches, labels_of
-from edge_worker.training.forwarding import Forwarding
 from keras_earlyexit import snapshots
 from protos import training
+from protos.feeding.forwarding import Forwarding
 from protos.tensors import decode, encode
 
 UNDIVIDED = "undivided"

@@ -19,6 +19,7 @@ import tensorflow as tf
 
 from _hierarchical import setting
 from protos import split_pb2
+from protos.feeding.window import Window
 from protos.identity import Feature
 from protos.options import open_channel, server_options
 from protos.tensors import decode, encode
@@ -153,16 +154,21 @@ class Edge:
         Returns:
             Bytes up and down of all messages.
         """
-        up, down = [], 0
+        up, down, window = [], 0, Window()
 
         def requests():
             for sequence, (x, y) in enumerate(batches):
                 request = _request(sequence, encode(x, CODEC), y)
+                while not window.wait(len(request), 1.0):
+                    pass
+                window.sent(sequence, len(request))
                 up.append(len(request))
                 yield request
 
         for reply in self._call("Whole", requests()):
             down += len(reply)
+            message = split_pb2.TrainReply.FromString(reply)
+            window.answered(message.committed)
         return sum(up), down
 
     def train_split(self, batches):

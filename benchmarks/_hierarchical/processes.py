@@ -34,9 +34,9 @@ def cloud(folder, trained, is_paced):
     from cloud_worker.training.serving import serve
     from protos.security import ServerSecurity
 
-    segment = ee.split(setting.trained(trained), setting.CUT, setting.BASE)[1]
+    segment = ee.split(setting.trained(*trained), setting.CUT, setting.BASE)[1]
     segment.compile(setting.optimizer())
-    baselines = Cloud(setting.trained(trained))
+    baselines = Cloud(setting.trained(*trained))
     if is_paced:
         pace.cloud(baselines, segment)
     server, port = baselines.serve()
@@ -87,7 +87,7 @@ def _profiled(trained, is_paced):
     from _hierarchical import setting
 
     return ee.cost.profile(
-        setting.trained(trained),
+        setting.trained(*trained),
         (setting.BATCH // 2, setting.BATCH),
         repeats=3,
         training="adam",
@@ -145,7 +145,7 @@ class Setup:
 
     Args:
         folder: Where the sides keep their state.
-        trained: As in `setting.trained`.
+        trained: Arguments of `setting.trained`.
         is_paced: Whether steps are paced, see `pace.Paced`.
     """
 
@@ -154,8 +154,9 @@ class Setup:
             common = ("--folder", folder)
             if is_paced:
                 common += ("--paced",)
-            if trained is not None:
-                common += ("--trained", trained)
+            for name, value in zip(("trained", "leave"), trained, strict=True):
+                if value is not None:
+                    common += (f"--{name}", value)
             self.cloud = Side("cloud", *common)
             closing.callback(self.cloud.close)
             self._proxies = [

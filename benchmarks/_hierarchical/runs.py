@@ -33,17 +33,17 @@ class Runs:
 
     Args:
         folder: Where it keeps its state.
-        trained: As in `setting.trained`.
+        trained: Arguments of `setting.trained`.
         is_paced: Whether steps are paced, see `pace.Paced`.
         product: `"host:port"` of the trainer.
         baselines: `"host:port"` of the baselines' service.
     """
 
     def __init__(self, folder, trained, is_paced, product, baselines):
-        model = setting.trained(trained)
+        model = setting.trained(*trained)
         self._segment = ee.split(model, setting.CUT, setting.BASE)[0]
         self._segment.compile(setting.optimizer())
-        self._baseline = Edge(setting.trained(trained), baselines)
+        self._baseline = Edge(setting.trained(*trained), baselines)
         self._folder, self._target = folder, product
         self._trainers, self._passes = {}, {}
         batches = Batches(*setting.images(_SPLIT), batch_size=setting.BATCH)

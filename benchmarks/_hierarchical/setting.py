@@ -66,21 +66,28 @@ def augment(x, rng):
     return normal(np.where(is_flipped, x[:, :, ::-1], x))
 
 
-def trained(path):
+def trained(path, leave=None):
     """The network as `accuracy --way divided` has it so far.
 
     Args:
         path: What it has written; `None` for untrained weights.
+        leave: Share of images that are to leave at the exit; `None` leaves
+            the threshold as it is.
     """
     from keras_earlyexit import snapshots
 
     model = network()
-    if path is None:
-        return model
-    arrays, _ = snapshots.read(path)
-    for segment in ee.split(model, CUT, BASE)[:2]:
-        segment.compile(optimizer(1))
-        count = len(snapshots.variables_of(segment))
-        snapshots.restore(segment, arrays[:count])
-        arrays = arrays[count:]
+    if path is not None:
+        arrays, _ = snapshots.read(path)
+        for segment in ee.split(model, CUT, BASE)[:2]:
+            segment.compile(optimizer(1))
+            count = len(snapshots.variables_of(segment))
+            snapshots.restore(segment, arrays[:count])
+            arrays = arrays[count:]
+    if leave is not None:
+        x = normal(images("train[49488:]")[0])
+        score = model.net.predict(x, batch_size=256, verbose=0)[CUT].max(-1)
+        # Rounded: both sides have to come to the same number.
+        threshold = round(float(np.quantile(score, 1 - leave)), 3)
+        model.policy.threshold = threshold
     return model

@@ -24,7 +24,7 @@ def run(options):
     rows = []
     with (
         tempfile.TemporaryDirectory() as folder,
-        Setup(folder, options.trained, options.paced) as setup,
+        Setup(folder, (options.trained, options.leave), options.paced) as setup,
     ):
         for way in ways:
             # Compiles, over a link that costs nothing.
@@ -54,6 +54,7 @@ def run(options):
         rows,
         steps=options.steps,
         trained=options.trained,
+        leave=options.leave,
         paced=options.paced,
     )
 

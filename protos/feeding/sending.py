@@ -22,13 +22,16 @@ from protos.errors import (
     from_rpc_error,
     from_status,
 )
+from protos.feeding.window import Window
 from protos.identity import PROTOCOL, mismatch, protocol_differences
-from protos.options import open_channel
+from protos.options import PING_TIMEOUT_S, open_channel
 from protos.security import check_tls
 
 _SERVICE = split_pb2.DESCRIPTOR.services_by_name["Split"].full_name
 _MAX_MESSAGE_BYTES = 1 << 30
 _POLL_S = 0.2
+#: How long an answer to a ping may take where a single batch takes that long.
+_MAX_PING_TIMEOUT_S = 60.0
 #: How often in a row the cloud may break before training ends.
 _MAX_BROKEN = 10
 
@@ -96,6 +99,7 @@ class Sender:
         self._average_sha256 = average_sha256
         self._backoff = backoff or Backoff(0.05, 2.0)
         self._stopping = threading.Event()
+        self._ping_timeout_s = PING_TIMEOUT_S
         self._call = None
         self.progress = CloudProgress()
         #: The error that ended it, or `None`.
@@ -232,23 +236,29 @@ class Sender:
             self.progress.reconnects += 1
             self.progress.is_connected = True
             method = channel.stream_stream(f"/{_SERVICE}/Train")
-            ended = threading.Event()
+            ended, window = threading.Event(), Window()
             self._call = method(
-                self._requests(hello.expected_sequence, ended),
+                self._requests(hello.expected_sequence, ended, window),
                 metadata=self._metadata(),
             )
             try:
-                self._take_replies(self._call)
+                self._take_replies(self._call, window)
             except grpc.RpcError as error:
+                if not (window.has_answers or window.is_empty):
+                    # Perhaps a ping was late behind a batch that is long on
+                    # its way.
+                    self._ping_timeout_s = min(
+                        2 * self._ping_timeout_s, _MAX_PING_TIMEOUT_S
+                    )
                 raise _again(from_rpc_error(error)) from error
             finally:
                 ended.set()
                 self._call.cancel()
                 self._call = None
 
-    def _requests(self, sequence, ended):
+    def _requests(self, sequence, ended, window):
         try:
-            yield from self._records(sequence, ended)
+            yield from self._records(sequence, ended, window)
         except ValueError as error:
             # To gRPC it would be a broken call, to be made again.
             self._end(error)
@@ -256,8 +266,11 @@ class Sender:
             if call is not None:
                 call.cancel()
 
-    def _records(self, sequence, ended):
-        while not (ended.is_set() or self._stopping.is_set()):
+    def _records(self, sequence, ended, window):
+        def is_over():
+            return ended.is_set() or self._stopping.is_set()
+
+        while not is_over():
             if not self._journal.wait(sequence, _POLL_S):
                 first = self._journal.first_sequence
                 if first is not None and first > sequence:
@@ -268,10 +281,14 @@ class Sender:
             sequence += 1
             if content is not None:
                 content += self._suffix
+                while not window.wait(len(content), _POLL_S):
+                    if is_over():
+                        return
+                window.sent(sequence - 1, len(content))
                 self.progress.bytes_up += len(content)
                 yield content
 
-    def _take_replies(self, replies):
+    def _take_replies(self, replies, window):
         progress = self.progress
         for data in replies:
             progress.bytes_down += len(data)
@@ -280,6 +297,7 @@ class Sender:
                 progress.committed = reply.committed
                 self._journal.acknowledge(reply.committed)
             if reply.expected_sequence:
+                window.answered(reply.expected_sequence)
                 progress.loss = reply.loss or progress.loss
                 progress.accuracy = reply.accuracy or progress.accuracy
                 progress.queued = reply.queued
@@ -297,7 +315,9 @@ class Sender:
     @contextlib.contextmanager
     def _channel(self):
         credentials = self._security.credentials(self._target)
-        channel = open_channel(self._target, credentials, _MAX_MESSAGE_BYTES)
+        channel = open_channel(
+            self._target, credentials, _MAX_MESSAGE_BYTES, self._ping_timeout_s
+        )
         try:
             yield channel
         finally:

@@ -19,7 +19,8 @@ def test_what_a_name_says():
 
 
 @pytest.mark.parametrize(
-    "name", ["", "float64", "float16_channel", "uint8+gzip", "+zstd", None, 8, "uint4"]
+    "name",
+    ["", "float64", "float16_channel", "uint8+gzip", "+zstd", None, 8, "uint4"],
 )
 def test_another_name_is_refused(name):
     with pytest.raises(ValueError, match="Expected a codec.*float32"):

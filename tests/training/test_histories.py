@@ -17,10 +17,11 @@ from linear_training import AGREEMENT, LinearStepper, batch, bytes_of, replay
 
 from cloud_worker.training import decoding
 from cloud_worker.training.learner import Learner
-from edge_worker.training.journal import Journal
-from edge_worker.training.sending import Sender
 from protos import split_pb2, training
 from protos.errors import Fenced
+from protos.feeding.journal import Journal
+from protos.feeding.sending import Sender
+from protos.feeding.window import Window
 from protos.limits import Limits
 from protos.security import ClientSecurity
 from protos.tensors import encode
@@ -94,7 +95,10 @@ class World:
         expected = self.learner.meet("edge", self.run)
         first = self.journal.first_sequence
         assert first is None or expected >= first
-        self.sending = self.sender._records(expected, threading.Event())
+        self.window = Window()
+        self.sending = self.sender._records(
+            expected, threading.Event(), self.window
+        )
         self._sent_to, self.answers = expected, []
 
     def make(self):
@@ -114,6 +118,8 @@ class World:
         message = next(self.sending)
         self._sent_to = split_pb2.TrainRequest.FromString(message).sequence + 1
         self.captured.append(message)
+        # An answer that is lost holds nothing up in these histories.
+        self.window.answered(self._sent_to)
         return message
 
     def arrive(self, message):
