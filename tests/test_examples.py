@@ -130,7 +130,10 @@ def test_split_inference(tmp_path):
 
 def test_split_training(tmp_path):
     out = tmp_path / "out"
-    shown = run(EXAMPLES / "split_training.py", "--epochs", 2, "--output", out)
+    shown = run(
+        EXAMPLES / "split_training.py",
+        *("--data", "digits", "--epochs", 2, "--output", out),
+    )
     assert "edge and cloud" in shown and "all in the cloud" in shown
     summary = json.loads((out / "summary.json").read_text())
     # 1,000 samples in batches of 64, twice.
