@@ -11,6 +11,8 @@ from keras_earlyexit.policies import Score, carry_shape_of
 
 FEATURE = "feature"
 CARRY = "carry"
+#: What the next stage takes, in the order of its inputs.
+CROSSING = (FEATURE, CARRY)
 
 
 class Stages(collections.abc.Sequence):
@@ -121,3 +123,16 @@ class Stages(collections.abc.Sequence):
         if len(carried) == 1:
             return {"score": score, CARRY: carried[0]}
         return {"score": score, CARRY: keras.ops.concatenate(carried, -1)}
+
+
+def crossing_of(outputs):
+    """What a stage hands on to the next, in the order of its inputs.
+
+    Args:
+        outputs: Dict of what a stage returns.
+
+    Returns:
+        A list: the feature, and the carry if there is one; empty for the last
+        stage.
+    """
+    return [outputs[key] for key in CROSSING if key in outputs]

@@ -291,23 +291,49 @@ def test_few_sizes_are_compiled(data):
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="a graph is TensorFlow's")
-def test_three_graphs_for_all_sizes(data, monkeypatch):
+def test_few_graphs_for_all_sizes(data, monkeypatch):
     made = []
-    compile_ = GraphEngine._compile
-    monkeypatch.setattr(
-        GraphEngine,
-        "_compile",
-        lambda self, *args: made.append(args) or compile_(self, *args),
-    )
+    for name in ("_compile", "_compile_one"):
+        compile_ = getattr(GraphEngine, name)
+        monkeypatch.setattr(
+            GraphEngine,
+            name,
+            lambda *args, name=name, compile_=compile_: (
+                made.append(name) or compile_(*args)
+            ),
+        )
     model = ee.add_exits(counting_model(), ["dense_0", "dense_1"])
     router = ee.Router(model)
     assert not made
     router.warm_up((1, 2, 256))
-    assert len(made) == 3
+    # For one row one of each stage.
+    assert sorted(made) == ["_compile"] * 2 + ["_compile_one"] * 3
     for size in (1, 3, 64, 70):
         router.predict_exits(data[0][:size])
         model.policy.threshold = 0.1 * size
-    assert len(made) == 3
+    assert len(made) == 5
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="a graph is TensorFlow's")
+def test_one_row_compiles_the_stages_that_it_reaches(data, monkeypatch):
+    made = []
+    compile_ = GraphEngine._compile_one
+    monkeypatch.setattr(
+        GraphEngine,
+        "_compile_one",
+        lambda self, stages, index: (
+            made.append(index) or compile_(self, stages, index)
+        ),
+    )
+    model = ee.add_exits(counting_model(), ["dense_0", "dense_1"])
+    router = ee.Router(model)
+    for thresholds, stages in (
+        ((-np.inf, -np.inf), [0]),
+        ((np.inf, -np.inf), [0, 1]),
+        ((np.inf, np.inf), [0, 1, 2]),
+    ):
+        found = router.predict_exits(data[0][:1], thresholds=thresholds)
+        assert made == stages and found.exit_index == stages[-1]
 
 
 def test_warm_up_wants_sizes(model):

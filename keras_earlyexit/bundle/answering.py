@@ -270,14 +270,13 @@ class Bundle:
         rows = len(arrays[0])
         if not rows:
             return self._nothing()
-        waiting = np.arange(rows)
-        predictions = exit_index = scores = None
+        waiting = None  # All rows: nobody has left yet.
         for index, stage in enumerate(self._stages, self._first):
             outputs = stage(arrays)
             found, score = outputs["prediction"], outputs.get("score")
             if score is None:
                 score = np.full(len(found), np.nan, "float32")
-            if predictions is None:
+            if waiting is None:
                 # Of this batch alone: all may be written over.
                 predictions, scores = found, score
                 exit_index = np.full(rows, index)
@@ -285,17 +284,23 @@ class Bundle:
                 predictions[waiting] = found
                 exit_index[waiting] = index
                 scores[waiting] = score
-            if index == self._num_early:
-                waiting = waiting[:0]
+            going_on = index < self._num_early
+            if not going_on:
                 break
-            stays = np.flatnonzero(~(score > thresholds[index]))
+            leaves = score > thresholds[index]
+            num_leaving = np.count_nonzero(leaves)
+            going_on = num_leaving < len(leaves)
+            if not going_on:
+                break
             arrays = _crossing(outputs)
-            if len(stays) < len(waiting):
-                waiting = waiting[stays]
+            if num_leaving:
+                stays = np.flatnonzero(~leaves)
+                waiting = stays if waiting is None else waiting[stays]
                 arrays = tuple(array[stays] for array in arrays)
-            if not len(waiting):
-                break
-        going_on = len(waiting) > 0
+        if not going_on:
+            waiting = np.zeros(0, "int64")
+        elif waiting is None:
+            waiting = np.arange(rows)
         return Routed(
             predictions=predictions,
             exit_index=exit_index,

@@ -160,10 +160,9 @@ def write_stages(model, format, bounds, places, quantize, x):
                 quantize,
                 taken[index],
             )
-    if format == "saved_model" and len(bounds) == 1:
-        specs = functions.input_specs(model, 0)
-        where = os.path.join(places[0], ROUTED, _ROUTED_VERSION)
-        saved_model.write_routed(model, specs, where)
+        if format == "saved_model":
+            where = os.path.join(place, ROUTED, _ROUTED_VERSION)
+            saved_model.write_routed(model, (first, last), where)
 
 
 def _routed(place):

@@ -86,7 +86,7 @@ def as_function(stage, specs, plain=False):
     def function(*tensors):
         outputs = run(stage, tensors)
         return {
-            name: _widen(tf, tensor)
+            name: widen(tensor)
             for name, tensor in outputs.items()
             if name not in _LEFT_OUT
         }
@@ -150,5 +150,7 @@ def plain_layers(stage):
             setattr(layer, name, value)
 
 
-def _widen(tf, tensor):
-    return tf.cast(tensor, tf.float32) if tensor.dtype.name in HALF else tensor
+def widen(tensor):
+    """A TensorFlow tensor as float32, if it is of half precision."""
+    half = tensor.dtype.name in HALF
+    return keras.ops.cast(tensor, "float32") if half else tensor

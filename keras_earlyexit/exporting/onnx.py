@@ -43,7 +43,31 @@ def convert(stage, specs):
             f"'{stage.name}', for which it says: {error}. Export in another "
             "format, such as 'saved_model'."
         ) from error
+    _keep_constants(model, function.get_concrete_function())
     return model.SerializeToString()
+
+
+def _keep_constants(model, concrete):
+    """Stores what a function has caught by its value in its file.
+
+    Layers may hold plain tensors, as `Normalization` does; tf2onnx makes
+    further inputs of them.
+    """
+    from onnx import numpy_helper
+
+    graph = model.graph
+    num_given = len(concrete.inputs) - len(concrete.captured_inputs)
+    caught = dict(
+        zip(
+            (tensor.name for tensor in concrete.inputs[num_given:]),
+            concrete.captured_inputs,
+            strict=True,
+        )
+    )
+    for extra in [tensor for tensor in graph.input if tensor.name in caught]:
+        value = numpy_helper.from_array(caught[extra.name].numpy(), extra.name)
+        graph.initializer.append(value)
+        graph.input.remove(extra)
 
 
 def _erfc(ctx, node, name, args):

@@ -4,9 +4,8 @@ import keras
 import numpy as np
 
 from keras_earlyexit.exporting import functions
-from keras_earlyexit.stages import CARRY, FEATURE
+from keras_earlyexit.stages import CROSSING
 
-CROSSING = (FEATURE, CARRY)
 ROWS = 16
 _BATCH = 64
 #: Sizes that a model leaves open, for inputs of its own making.

@@ -3,7 +3,13 @@
 import keras
 
 from keras_earlyexit.engines import GraphEngine
-from keras_earlyexit.exporting.functions import HALF, as_function
+from keras_earlyexit.exporting.functions import (
+    HALF,
+    as_function,
+    input_specs,
+    widen,
+)
+from keras_earlyexit.stages import CROSSING
 
 
 def write(stage, specs, path):
@@ -23,21 +29,26 @@ def write(stage, specs, path):
     archive.write_out(path, verbose=False)
 
 
-def write_routed(model, specs, path):
+def write_routed(model, bounds, path):
     """Writes the graph that routes a batch by itself.
 
     The signature `serving_default` takes the inputs under their own names and
     returns `predictions`, `exit_index` and `score`, by the thresholds that the
-    policy has now; `with_thresholds` takes `thresholds` (E,) besides.
+    policy has now; `with_thresholds` takes `thresholds` (E,) besides. In a
+    segment that does not end with `final` they also return `staying`, the rows
+    that would go on, and what the next segment takes of these: `feature`, and
+    `carry` if there is one.
 
     Args:
         model: An `EarlyExitModel`.
-        specs: The `TensorSpec` of its inputs.
+        bounds: First and last stage of the segment.
         path: The folder to write.
     """
     import tensorflow as tf
 
-    structure = model.stages[0].input
+    first, last = bounds
+    specs = input_specs(model, first)
+    structure = model.stages[first].input
     types = [tensor.dtype for tensor in keras.tree.flatten(structure)]
     num_early = len(model.exit_names) - 1
     present = model.policy.thresholds(num_early)
@@ -50,10 +61,18 @@ def write_routed(model, specs, path):
             for tensor, dtype in zip(tensors, types, strict=True)
         ]
         inputs = keras.tree.pack_sequence_as(structure, tensors)
-        names = ("predictions", "exit_index", "score")
         rows = tf.shape(tensors[0])[0]
-        found = engine.from_stage(model.stages, 0, inputs, thresholds, rows)
-        return dict(zip(names, found, strict=True))
+        answers, crossing = engine.from_stage(
+            model.stages, first, inputs, thresholds, rows, last
+        )
+        names = ("predictions", "exit_index", "score")
+        found = dict(zip(names, answers, strict=True))
+        if last < num_early:
+            stays = tf.logical_not(found["score"] > thresholds[last])
+            stays = tf.logical_and(stays, found["exit_index"] == last)
+            found["staying"] = tf.where(stays)[:, 0]
+            found.update(zip(CROSSING, map(widen, crossing), strict=False))
+        return found
 
     def serve(*tensors):
         return with_thresholds(*tensors, tf.constant(present))
@@ -63,7 +82,7 @@ def write_routed(model, specs, path):
     ]
     thresholds = tf.TensorSpec((num_early,), tf.float32, name="thresholds")
     archive = keras.export.ExportArchive()
-    for stage in model.stages:
+    for stage in model.stages[first : last + 1]:
         archive.track(stage)
     archive.add_endpoint("serve", serve, signature)
     archive.add_endpoint(

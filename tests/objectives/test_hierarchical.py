@@ -53,7 +53,7 @@ class Apart:
                     costs,
                 )["loss"]
 
-        self.model = Trained(segment.inputs, segment.output)
+        self.model = Trained(segment.input, segment.output)
         self.model.compile(optimizer)
 
     def step(self, x, y):
@@ -92,7 +92,9 @@ def test_equals_segments_that_are_stepped_apart(base):
         together.train_on_batch(x[batch], y[batch])
         # The features of the edge's own step, which it makes again below.
         state = [numbers(v) for v in edge_model.non_trainable_variables]
-        feature = edge_model(x[batch], training=True)["feature"]
+        feature = ops.stop_gradient(
+            edge_model(x[batch], training=True)["feature"]
+        )
         for variable, value in zip(
             edge_model.non_trainable_variables, state, strict=True
         ):
@@ -124,7 +126,7 @@ def test_nothing_of_the_cloud_reaches_the_edge():
         )
 
     network = model.training_network
-    tail = keras.Model(network.inputs, network.output["final"])
+    tail = keras.Model(network.input, network.output["final"])
     tail.compile("sgd", "sparse_categorical_crossentropy")
     tail.train_on_batch(x, y)
     assert moved("segment_2")
