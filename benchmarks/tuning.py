@@ -39,7 +39,7 @@ def main():
     parser.add_argument("--held-out", default="train[40000:]")
     parser.add_argument("--search", type=int, default=5000)
     parser.add_argument("--test", default="test")
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--exit-samples", type=int, default=15000)
     parser.add_argument("--exit-epochs", type=int, default=3)
     parser.add_argument("--loss", type=float, default=0.01)
@@ -207,8 +207,8 @@ def backbone(options):
     x, y = ee.datasets.load(options.data, options.train)
     keras.utils.set_random_seed(0)
     plain = ee.backbones.resnet_cifar(options.depth, x.shape[1:], 10)
-    # The rate ends well above 0: this network is not trained to its end.
-    steps = (options.epochs + 1) * -(-len(y) // BATCH)
+    # The rate ends at half of its start: more epochs could follow.
+    steps = 2 * options.epochs * -(-len(y) // BATCH)
     plain.compile(
         keras.optimizers.Adam(
             keras.optimizers.schedules.CosineDecay(2e-3, steps)

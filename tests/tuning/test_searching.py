@@ -1,6 +1,7 @@
 """A search from a plain model to a tuned one, on real data."""
 
 import dataclasses
+import re
 
 import keras
 import numpy as np
@@ -295,3 +296,42 @@ def test_picture(found, tmp_path):
     found.plot(tmp_path / "front.png", test)
     assert (tmp_path / "front.png").stat().st_size > 5000
     assert "proven to be the best" in str(found)
+
+
+class Batches(keras.utils.PyDataset):
+    """Four batches an epoch, of which one epoch fails."""
+
+    def __init__(self, fails_in=None):
+        super().__init__()
+        self.epochs, self.fails_in = 0, fails_in
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        if self.epochs == self.fails_in and index == 2:
+            raise RuntimeError("interrupted")
+        x, y = data("train")
+        return x[index::4], y[index::4]
+
+    def on_epoch_end(self):
+        self.epochs += 1
+
+
+def test_training_goes_on_from_the_last_whole_epoch(plain, tmp_path, capsys):
+    options = {"epochs": 3, "directory": tmp_path, "verbose": 2}
+    # What a backend makes of an error in its data is its own affair.
+    with pytest.raises(Exception, match="interrupted"):
+        ee.tuning.train_candidates(plain, Batches(fails_in=1), **options)
+    assert "Epoch 1/3" in capsys.readouterr().out
+    trained = ee.tuning.train_candidates(plain, Batches(), **options)
+    assert re.findall("Epoch ./3", capsys.readouterr().out) == [
+        "Epoch 2/3",
+        "Epoch 3/3",
+    ]
+    kept = ee.tuning.train_candidates(plain, Batches(fails_in=0), **options)
+    x, _ = half(0)
+    one, other = (
+        model.net.predict(x, verbose=0)["exit_0"] for model in (trained, kept)
+    )
+    np.testing.assert_allclose(one, other, atol=1e-6)
