@@ -257,12 +257,13 @@ def compared(options, trained, searched, test, seed):
         shared.problem, scores=seen.scores, values=seen.sample_metrics
     )
     print("exits alone, test:", seen.exit_accuracies().round(4).tolist())
+    places = fixed_places(trained)
     rows = []
     for thresholds, point in found.items():
         there = problem.evaluate(one, point.candidates, point.thresholds)
         fixed = {
             count: min(
-                (cost_at(options, trained, one, rule, count, there.value))
+                (cost_at(one, places[rule, count], there.value), rule)
                 for rule in RULES
             )
             for count in COUNTS
@@ -297,14 +298,8 @@ def search(options, trained, searched, **more):
     )
 
 
-def cost_at(options, trained, one, rule, count, accuracy):
-    """Test cost of a fixed placement where it has some test accuracy."""
-    import keras_earlyexit as ee
-
-    layers = ee.add_exits(
-        ee.strip_exits(trained), count, placement=rule
-    ).exit_layers
-    chosen = np.array([trained.exit_layers.index(name) for name in layers])
+def cost_at(one, chosen, accuracy):
+    """Test cost of fixed exits where they have some test accuracy."""
     levels = np.unique(np.append(one.scores[:, chosen], [-np.inf, np.inf]))
     levels = levels[:: max(1, len(levels) // 400)]
     costs, values = curve(one, chosen, np.append(levels, np.inf))
@@ -313,14 +308,30 @@ def cost_at(options, trained, one, rule, count, accuracy):
     costs, values = costs[order], values[order]
     below = np.flatnonzero(values < accuracy)
     if not len(below):
-        return float(costs[0]), rule
+        return float(costs[0])
     last = below[-1]
     if last + 1 == len(costs):
         # Never as good: only the whole network is.
-        return float(costs[-1]), rule
-    return float(
-        np.interp(accuracy, values[last : last + 2], costs[last : last + 2])
-    ), rule
+        return float(costs[-1])
+    two = slice(last, last + 2)
+    return float(np.interp(accuracy, values[two], costs[two]))
+
+
+def fixed_places(trained):
+    """Numbers of the candidates that each rule takes for each count."""
+    import keras_earlyexit as ee
+
+    graph = ee.surgery.trace(ee.strip_exits(trained))
+    return {
+        (rule, count): np.array(
+            [
+                trained.exit_layers.index(place.name)
+                for place in ee.placement.place(graph, count, rule)
+            ]
+        )
+        for rule in RULES
+        for count in COUNTS
+    }
 
 
 def shown(row):
