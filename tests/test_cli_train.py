@@ -177,6 +177,13 @@ def test_what_the_user_can_mend(run, options, status, message, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_package_that_is_missing(run, monkeypatch):
+    monkeypatch.setattr("keras_earlyexit.cli.shared.version_of", lambda _: None)
+    status, _, errors = run(*GIVEN, "--tensorboard", "logs")
+    assert status == ExitCode.MISSING
+    assert 'pip install "keras-earlyexit[tensorboard]"' in errors
+
+
 def test_samples_that_do_not_fit(run, tmp_path):
     cli_parts.network((4,), 3).save(tmp_path / "plain.keras")
     status, _, errors = run("plain.keras", "--data", "cli_parts:data")

@@ -112,7 +112,7 @@ def test_bench_of_a_bundle_as_json(run):
     facts = json.loads(output)
     assert facts["profile"]["machine"]["backend"] == "litert"
     (routed,) = facts["routed"]
-    assert routed["reference"] == "to the end"
+    assert routed["reference"] == "whole bundle"
     assert routed["routed_seconds"] > 0
 
 

@@ -1,6 +1,5 @@
 """`edge-worker train`: trains the first segment and feeds the next one."""
 
-import importlib.util
 import json
 import pathlib
 from typing import Annotated
@@ -10,7 +9,11 @@ import typer
 from edge_worker.cli.shared import ExitCode
 from keras_earlyexit.cli import options
 from keras_earlyexit.cli.models import load_model, make_optimizer
-from keras_earlyexit.cli.shared import CommandError, print_facts, print_json
+from keras_earlyexit.cli.shared import (
+    check_package,
+    print_facts,
+    print_json,
+)
 
 _PATH = pathlib.Path | None
 
@@ -178,12 +181,7 @@ def train(
 def _callbacks(tensorboard):
     if tensorboard is None:
         return []
-    if importlib.util.find_spec("tensorboard") is None:
-        raise CommandError(
-            "--tensorboard needs the package tensorboard. Install it with: "
-            "pip install tensorboard",
-            ExitCode.MISSING,
-        )
+    check_package("tensorboard", "--tensorboard")
     import keras
 
     return [keras.callbacks.TensorBoard(tensorboard, write_graph=False)]

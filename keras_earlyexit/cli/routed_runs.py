@@ -55,7 +55,7 @@ def compare(model, x, batch_size, repeats, clock=time.perf_counter):
         "batch_size": batch_size,
         "routed_seconds": float(typical[: len(routed)].mean()),
         "reference_seconds": float(typical[len(routed) :].mean()),
-        "reference": "to the end" if is_bundle else "plain model",
+        "reference": "whole bundle" if is_bundle else "plain model",
         "mean_cost": float(np.mean(costs)),
     }
 

@@ -79,6 +79,21 @@ def install_command(extra):
     return f'pip install "{NAME}[{extra}]"'
 
 
+def check_package(package, what):
+    """Refuses to begin with something that needs a package that is missing.
+
+    Args:
+        package: Its name.
+        what: What needs it, such as an option.
+    """
+    if version_of(package) is None:
+        raise CommandError(
+            f"{what} needs the package {package}. Install it with: "
+            f"{how_to_get(package)}",
+            ExitCode.MISSING,
+        )
+
+
 def import_keras():
     """Imports Keras with its backend, or says what is missing."""
     try:

@@ -11,6 +11,7 @@ from keras_earlyexit.cli.checkpoints import Checkpoints
 from keras_earlyexit.cli.models import check_output, save_model
 from keras_earlyexit.cli.shared import (
     ExitCode,
+    check_package,
     import_keras,
     print_error,
     print_facts,
@@ -110,6 +111,8 @@ def train(
         name: value for name, value in locals().items() if name not in _FREE
     }
     check_output(output, ".keras")
+    if tensorboard is not None:
+        check_package("tensorboard", "--tensorboard")
     checkpoints = Checkpoints(output, settings)
     if not fresh:
         checkpoints.check()
