@@ -74,7 +74,8 @@ class LiveTable(keras.callbacks.Callback):
         self._logs, validation = figures.parted(logs)
         self._validation = validation or self._validation
         if self._live is None:
-            self._console.print(self.line(), highlight=False, soft_wrap=True)
+            # Not by rich, which makes a picture of a line in a notebook.
+            print(self.line(), file=self._console.file, flush=True)
 
     def on_train_end(self, logs=None):
         self.close()
