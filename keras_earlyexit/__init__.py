@@ -25,6 +25,7 @@ _HOMES = {
     "partition": "splitting.partitioning",
     "plan_cut": "planning.choosing",
     "split": "splitting.split",
+    "add_classes": "widening",
     "add_exits": "building",
     "strip_exits": "building",
 }

@@ -97,7 +97,7 @@ def rerun(graph, tensors, targets):
     return [tensors[id(target)] for target in targets]
 
 
-def copy(graph):
+def copy(graph, replace=None):
     """The same graph on copies of its layers, with the same state.
 
     Why not `keras.models.clone_model` and `set_weights`: a normalisation layer
@@ -106,20 +106,22 @@ def copy(graph):
 
     Args:
         graph: A `CallGraph`.
+        replace: Dict layer -> layer that stands in for it in place of a copy.
 
     Returns:
         A `CallGraph`.
     """
-    copies = {}
+    copies, replace = {}, replace or {}
     for call in graph.calls:
         layer = call.operation
-        if isinstance(layer, keras.Layer) and layer not in copies:
+        if isinstance(layer, keras.Layer) and layer not in (*copies, *replace):
             copies[layer] = type(layer).from_config(layer.get_config())
+    others = {**copies, **replace}
     inputs = keras.tree.map_structure(input_like, graph.inputs)
     tensors = call_graph.pairs(graph.inputs, inputs)
     calls = [
         dataclasses.replace(
-            call, operation=copies.get(call.operation, call.operation)
+            call, operation=others.get(call.operation, call.operation)
         )
         for call in graph.calls
     ]

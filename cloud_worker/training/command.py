@@ -17,7 +17,10 @@ _PATH = pathlib.Path | None
 def train(
     model: Annotated[
         pathlib.Path,
-        typer.Option(help="The .keras file of the whole model, with exits."),
+        typer.Option(
+            help="The .keras file of the whole model, with exits, or of the "
+            "segment that is trained here."
+        ),
     ],
     state: Annotated[
         pathlib.Path, typer.Option(help="Folder of the ledger.")
@@ -217,9 +220,14 @@ def train(
 
 
 def _segments(model, cuts, base, position):
-    """All segments of a model, and which one to train."""
+    """All segments of a model, and which one to train.
+
+    Of a file of one segment, that one; those before it are `None`.
+    """
     import keras_earlyexit as ee
 
+    if isinstance(model, ee.SegmentModel):
+        return [*[None] * model.position, model], model.position
     parts = ee.split(model, tuple(cuts), base)
     position = len(parts) - 1 if position is None else position
     if position >= len(parts):
@@ -231,7 +239,17 @@ def _segments(model, cuts, base, position):
     return parts, position
 
 
+def _check_whole(model, option):
+    if model is None:
+        raise CommandError(
+            f"Expected the .keras file of a whole model for {option}. "
+            "Received: that of one segment. Merge all segments first.",
+            ExitCode.USAGE,
+        )
+
+
 def _publisher(model, segment, path, format):
+    _check_whole(None if model is segment else model, "--publish")
     if not (segment.is_last and segment.position == 1):
         raise CommandError(
             "Expected --publish on the later of two machines. Received: "
@@ -265,6 +283,8 @@ def _outlet(segment, target, folder, tls, token_file, insecure, **options):
 
 
 def _averaging(segment, state, quorum, wait_s):
+    """The `Averaging` of the segment in front of the one that is trained."""
+    _check_whole(segment, "--average-quorum")
     from cloud_worker.training.averaging import Averaging
     from keras_earlyexit import snapshots
 

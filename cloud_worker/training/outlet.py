@@ -167,11 +167,7 @@ class Outlet:
 
         Returns:
             Whether there was room for all of it.
-
-        Raises:
-            CloudUnavailable: If the further worker has refused.
         """
-        self._check()
         first = self._next - len(self._uncommitted) - len(self._committed)
         while self._committed:
             following = self._journal.next_sequence
@@ -184,6 +180,20 @@ class Outlet:
             self._committed.pop(0)
             first += 1
         return True
+
+    def is_ready(self):
+        """Whether there is room for what comes next.
+
+        Raises:
+            CloudUnavailable: If the further worker has refused.
+        """
+        try:
+            self._sender.check()
+        except SplitError as error:
+            raise CloudUnavailable(
+                f"Expected a further worker that goes on. Received: {error}"
+            ) from error
+        return self.flush()
 
     def close(self, timeout_s):
         """Waits until the further worker has everything, and ends.
@@ -199,14 +209,6 @@ class Outlet:
             self._journal.wait_acknowledged(last, timeout_s)
         self._sender.close()
         self._journal.close()
-
-    def _check(self):
-        try:
-            self._sender.check()
-        except SplitError as error:
-            raise CloudUnavailable(
-                f"Expected a further worker that goes on. Received: {error}"
-            ) from error
 
 
 def _count_run(folder, agreement):

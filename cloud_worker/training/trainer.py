@@ -304,7 +304,7 @@ class Trainer:
         """Waits until what goes on to a further worker has room."""
         if self._outlet is None:
             return
-        while not await self._run(self._outlet.flush):
+        while not await self._run(self._outlet.is_ready):
             await asyncio.sleep(_FULL_S)
 
     async def _commit(self, edge_id):

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import resource
 from typing import Annotated
 
 import typer
@@ -21,7 +22,10 @@ _PATH = pathlib.Path | None
 def train(
     model: Annotated[
         pathlib.Path,
-        typer.Option(help="The .keras file of the whole model, with exits."),
+        typer.Option(
+            help="The .keras file of the whole model, with exits, or of its "
+            "first segment."
+        ),
     ],
     data: options.Data,
     cloud: Annotated[
@@ -43,6 +47,22 @@ def train(
         str, typer.Option(help="Objective of each segment.")
     ] = "eenet_v2",
     epochs: options.Epochs = 1,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Batches of a source without an end, each taken once; in "
+            "place of --epochs.",
+        ),
+    ] = None,
+    memory_limit_mb: Annotated[
+        int | None,
+        typer.Option(
+            "--memory-limit",
+            min=1,
+            help="Megabytes that this process may have in memory.",
+        ),
+    ] = None,
     batch_size: options.BatchSize = 32,
     optimizer: options.Optimizer = "adam",
     learning_rate: options.LearningRate = None,
@@ -136,6 +156,10 @@ def train(
         image_scale=image_scale,
         data_dir=data_dir,
     )
+    import keras_earlyexit as ee
+
+    if isinstance(loaded, ee.SegmentModel):
+        loaded.compile(_optimizer(optimizer, learning_rate))
     trainer = EdgeTrainer(
         loaded,
         tuple(cut),
@@ -151,6 +175,7 @@ def train(
         journal_bytes=journal_mb << 20,
         checkpoint_every=checkpoint_every,
         average_every=average_every,
+        memory_limit=memory_limit_mb and memory_limit_mb << 20,
     )
     with trainer:
         trainer.fit(
@@ -158,6 +183,7 @@ def train(
             y,
             weight,
             epochs=epochs,
+            steps=steps,
             batch_size=batch_size,
             callbacks=callbacks,
             verbose=0 if as_json else "auto",
@@ -199,7 +225,13 @@ def _summary(trainer, output):
         "cloud_idle_share": cloud.idle_share,
         "reconnects": max(cloud.reconnects, 0),
         "averages": trainer.averaging.rounds if trainer.averaging else 0,
+        "peak_memory_mb": _peak_mb(),
     }
+
+
+def _peak_mb():
+    # In kilobytes.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
 
 
 def _as_text(facts):
@@ -213,5 +245,6 @@ def _as_text(facts):
         "cloud waited": f"{facts['cloud_idle_share']:.0%} of the time",
         "reconnects": f"{facts['reconnects']:,}",
         "averages": f"{facts['averages']:,}",
+        "memory at most": f"{facts['peak_memory_mb']:,} MB",
         "generation": facts.get("generation", "none was written")[:16],
     }

@@ -17,12 +17,14 @@ import keras_earlyexit as ee
 from edge_worker.training.averaging import Averaging
 from edge_worker.training.batches import Batches, Iterated, labels_of
 from edge_worker.training.checkpoint import Checkpoint
+from edge_worker.training.memory import MemoryLimit
 from edge_worker.training.progress import ProgressLine
+from edge_worker.training.publishing import publish
+from edge_worker.training.segment import first_segment
+from edge_worker.training.streams import Stream
 from keras_earlyexit import snapshots
-from keras_earlyexit.exporting import halves
-from protos import split_pb2, training
+from protos import training
 from protos.codecs import Codec
-from protos.errors import Refused
 from protos.feeding.forwarding import Forwarding
 from protos.feeding.journal import Journal
 from protos.feeding.packing import pack
@@ -30,8 +32,6 @@ from protos.feeding.sending import Sender
 from protos.security import ClientSecurity
 
 _POLL_S = 0.5
-#: How long the cloud worker may take to write its half.
-_PUBLISH_S = 300.0
 
 
 class EdgeTrainer:
@@ -63,6 +63,8 @@ class EdgeTrainer:
         average_every: Batches from one average of all edges' segments to the
             next, and at the end; `None` has none. The cloud worker has to be
             told to make them.
+        memory_limit: Bytes that this process may have in memory; `None` sets
+            no bound.
 
     Raises:
         TypeError: If `model` is none of these.
@@ -97,9 +99,13 @@ class EdgeTrainer:
         journal_bytes=256 << 20,
         checkpoint_every=50,
         average_every=None,
+        memory_limit=None,
     ):
-        self.segment = _segment(model, cut, base, optimizer)
+        self.segment = first_segment(model, cut, base, optimizer)
         self._model = model if isinstance(model, ee.EarlyExitModel) else None
+        self._memory = None
+        if memory_limit is not None:
+            self._memory = MemoryLimit(self.segment, memory_limit)
         self._agreement = self.segment.agreement(self.segment.position + 1)
         self._forwarding = Forwarding(forward, seed)
         self._codec, self._seed = Codec.parse(codec), seed
@@ -135,6 +141,7 @@ class EdgeTrainer:
             hello = self._sender.start()
             closing.pop_all()
         self._max_rows = hello.max_rows if hello else math.inf
+        self._known = hello.expected_sequence if hello else 0
         #: Batches that were made again and are not as in the journal.
         self.differing = 0
         self._waited_s = 0.0
@@ -162,6 +169,8 @@ class EdgeTrainer:
         validation_data=None,
         callbacks=None,
         verbose="auto",
+        steps=None,
+        steps_per_epoch=100,
     ):
         """Trains until all batches are committed in the cloud.
 
@@ -184,6 +193,13 @@ class EdgeTrainer:
             callbacks: Keras callbacks; their model is the edge's segment.
             verbose: 0 for silence, 1 for a line that moves, 2 for one line
                 each epoch; `"auto"` is 1 on a terminal, else 2.
+            steps: For a source without an end: batches in all, those before
+                included; `epochs` does not count then. Each batch is taken
+                once: after a crash an iterable goes on with what comes next,
+                and what the edge itself has not saved of what it learned is
+                lost. A function of a number of batches, which returns an
+                iterable that begins behind so many, loses nothing.
+            steps_per_epoch: Batches of what then counts as an epoch.
 
         Returns:
             A Keras `History`. Beside the segment's own figures it has
@@ -196,9 +212,15 @@ class EdgeTrainer:
                 journal is damaged.
             SplitError: If the cloud worker refuses.
         """
-        batches = self._batches(
-            x, y, sample_weight, batch_size, shuffle, augment
-        )
+        if steps is None:
+            batches = self._batches(
+                x, y, sample_weight, batch_size, shuffle, augment
+            )
+        else:
+            batches = self._stream(x, y, steps, steps_per_epoch, augment)
+            epochs = batches.passes(self._epoch, self._index)
+        if self._memory:
+            self._memory.check_start(batch_size)
         history = keras.callbacks.History()
         line = ProgressLine(verbose, epochs, self)
         callbacks = keras.callbacks.CallbackList(
@@ -239,37 +261,7 @@ class EdgeTrainer:
             SplitError: If the cloud worker does not write generations, or
                 does not answer.
         """
-        if self._model is None:
-            raise ValueError(
-                "Expected a trainer of an EarlyExitModel, to write a bundle "
-                f"of. Received: one of '{self.segment.name}'. Merge all "
-                "segments with `ee.merge`, and export that."
-            )
-        request = split_pb2.PublishRequest(
-            generation=self._sender.generation, epoch=self._sender.run
-        )
-        try:
-            name = self._sender.ask(
-                "Publish", request, split_pb2.PublishReply, lambda _: _PUBLISH_S
-            ).weights_sha256
-        except Refused as error:
-            raise Refused(
-                "Expected a cloud worker that writes its half. Received: one "
-                f"that refuses ({error}). Start it with --publish."
-            ) from error
-        origin = self.segment.origin
-        self._model.set_policy(
-            self.segment.policy, given=origin.has_given_policy
-        )
-        halves.export_segment(
-            self._model,
-            path,
-            cut=origin.cuts,
-            segment=self.segment.position,
-            weights_sha256=name,
-            format=format,
-        )
-        return name
+        return publish(self._model, self.segment, self._sender, path, format)
 
     def close(self):
         """Ends the sending; what is not committed stays in the journal."""
@@ -289,6 +281,21 @@ class EdgeTrainer:
                 "max_batch."
             )
         return Batches(x, y, weight, batch_size, shuffle, augment, self._seed)
+
+    def _stream(self, source, y, steps, window, augment):
+        if y is not None:
+            raise ValueError(
+                "Expected a source of (x, y) with `steps`. Received: arrays. "
+                "Pass an iterable of batches, or `epochs`."
+            )
+        # What was recorded is gone from the source, if that cannot go back.
+        ahead = max(self.journal.next_sequence or 0, self._known)
+        if not callable(source) and ahead > self._sequence:
+            self._sequence = ahead
+            self._epoch, self._index = divmod(ahead, window)
+        return Stream(
+            source, steps, window, self._sequence, augment, self._seed
+        )
 
     def _train_epoch(self, batches, callbacks, validation_data):
         epoch = self._epoch
@@ -341,6 +348,8 @@ class EdgeTrainer:
             self._sums[name] = before + value * len(labels)
         self._rows += len(labels)
         self._sent += len(rows)
+        if self._memory:
+            self._memory.check()
         if self.averaging:
             self.averaging.learned(len(labels))
         return self._means()
@@ -426,29 +435,6 @@ class EdgeTrainer:
         self._rows, self._sent = progress["rows"], progress["sent"]
         if self.averaging:
             self.averaging.restore(progress.get("averaging"))
-
-
-def _segment(model, cut, base, optimizer):
-    if isinstance(model, ee.EarlyExitModel):
-        if cut is None:
-            raise ValueError(
-                "Expected the name of an early exit as `cut`. Received: "
-                f"cut=None. Choose one of {', '.join(model.exit_names[:-1])}."
-            )
-        model = ee.split(model, cut, base)[0]
-        model.compile(optimizer)
-    if not isinstance(model, ee.SegmentModel):
-        raise TypeError(
-            "Expected an EarlyExitModel or a SegmentModel. Received: "
-            f"{model!r} (of type {type(model).__name__}). Make one with "
-            "`ee.add_exits`."
-        )
-    if model.is_last or model.optimizer is None:
-        raise ValueError(
-            "Expected a segment that is compiled and not the last one. "
-            f"Received: '{model.name}'. Compile the first of `ee.split(...)`."
-        )
-    return model
 
 
 def _as_list(callbacks):

@@ -25,6 +25,7 @@ def main(arguments=None):
 
 def _app():
     # Not at the top: they import typer.
+    from keras_earlyexit.cli.add_classes import add_classes
     from keras_earlyexit.cli.bench import bench
     from keras_earlyexit.cli.calibrate import calibrate
     from keras_earlyexit.cli.certs import certs
@@ -39,6 +40,6 @@ def _app():
 
     commands = [
         *(train, tune, calibrate, info, report, bench, export),
-        *(plan, merge, certs, doctor),
+        *(plan, merge, add_classes, certs, doctor),
     ]
     return apps.app(NAME, "Early exits for Keras 3.", commands, EXIT_CODES)

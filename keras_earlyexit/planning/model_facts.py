@@ -117,6 +117,16 @@ def read(model):
     )
 
 
+def of_network(net):
+    """The `Segment` that a functional model is as a whole."""
+    graph = surgery.trace(net)
+    complete = dict(
+        zip(graph.calls, opening.complete(graph.calls), strict=True)
+    )
+    inputs = keras.tree.flatten(graph.inputs)
+    return _segment(graph.calls, complete, inputs, net.name)
+
+
 def _of_exits(model):
     exits = model.exit_graph
     graph = exits.graph

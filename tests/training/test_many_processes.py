@@ -1,5 +1,6 @@
 """Three machines, and several edges, as processes that are killed."""
 
+import json
 import random
 import time
 
@@ -153,3 +154,23 @@ def test_edges_that_are_averaged_are_killed(run, folder):
             np.testing.assert_array_equal(a, b)
     one, other = (edges.state(f"edge_{number}") for number in (1, 2))
     assert any(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_memory_limit(run, folder):
+    """Resident memory stays below the limit; what cannot fit is refused."""
+    both = run("limited")
+    both.start("cloud")
+    data = ("--data", folder / "data.npz", "--batch-size", 32)
+    edge = both.start("edge", *data, "--memory-limit", 64)
+    assert edge.wait(600) != 0
+    assert "No batch size does" in both.log("edge")
+    summary = folder / "summary.json"
+    both.start(
+        "edge",
+        *(*data, "--epochs", 20, "--memory-limit", 1500),
+        *("--summary", summary),
+    )
+    both.wait("edge", 900)
+    both.stop("cloud")
+    peak = json.loads(summary.read_text())["peak_memory_mb"]
+    assert 100 < peak < 1500
