@@ -16,6 +16,7 @@ PUBLIC = [
     "Router",
     "SegmentModel",
     "__version__",
+    "add_classes",
     "add_exits",
     "backbones",
     "blocks",

@@ -93,6 +93,14 @@ def train(
             "weights go up for that [default: no averages].",
         ),
     ] = None,
+    average_patience_s: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            help="Seconds without an answer after which an average is left "
+            "out.",
+        ),
+    ] = 60.0,
     publish: Annotated[
         _PATH,
         typer.Option(
@@ -175,6 +183,7 @@ def train(
         journal_bytes=journal_mb << 20,
         checkpoint_every=checkpoint_every,
         average_every=average_every,
+        average_patience_s=average_patience_s,
         memory_limit=memory_limit_mb and memory_limit_mb << 20,
     )
     with trainer:

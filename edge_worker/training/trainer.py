@@ -63,6 +63,8 @@ class EdgeTrainer:
         average_every: Batches from one average of all edges' segments to the
             next, and at the end; `None` has none. The cloud worker has to be
             told to make them.
+        average_patience_s: Seconds without an answer after which a round is
+            left out, besides those that it may last.
         memory_limit: Bytes that this process may have in memory; `None` sets
             no bound.
 
@@ -99,6 +101,7 @@ class EdgeTrainer:
         journal_bytes=256 << 20,
         checkpoint_every=50,
         average_every=None,
+        average_patience_s=60.0,
         memory_limit=None,
     ):
         self.segment = first_segment(model, cut, base, optimizer)
@@ -112,7 +115,9 @@ class EdgeTrainer:
         self._checkpoint_every = checkpoint_every
         self.averaging = None
         if average_every is not None:
-            self.averaging = Averaging(self.segment, average_every)
+            self.averaging = Averaging(
+                self.segment, average_every, average_patience_s
+            )
         self._checkpoint = Checkpoint(
             state,
             {
