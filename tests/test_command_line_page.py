@@ -18,7 +18,7 @@ QUICKER = {
     "bench": ("--repeats", "1"),
 }
 #: Segments to merge come from two machines.
-ONLY_HELP = ("merge",)
+ONLY_HELP = ("merge", "widen")
 
 
 def commands():

@@ -145,7 +145,7 @@ def test_command(tmp_path, capsys):
     np.savez(tmp_path / "data.npz", x=x, y=y)
     build().save(tmp_path / "model.keras")
     arguments = [
-        *("add-classes", str(tmp_path / "model.keras"), "--names", "five,six"),
+        *("widen", str(tmp_path / "model.keras"), "--names", "five,six"),
         *("-o", str(tmp_path / "wider.keras")),
         *("--data", str(tmp_path / "data.npz")),
     ]

@@ -167,7 +167,7 @@ def train(
     import keras_earlyexit as ee
 
     if isinstance(loaded, ee.SegmentModel):
-        loaded.compile(_optimizer(optimizer, learning_rate))
+        loaded.compile(make_optimizer(optimizer, learning_rate))
     trainer = EdgeTrainer(
         loaded,
         tuple(cut),

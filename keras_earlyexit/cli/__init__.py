@@ -25,7 +25,6 @@ def main(arguments=None):
 
 def _app():
     # Not at the top: they import typer.
-    from keras_earlyexit.cli.add_classes import add_classes
     from keras_earlyexit.cli.bench import bench
     from keras_earlyexit.cli.calibrate import calibrate
     from keras_earlyexit.cli.certs import certs
@@ -37,9 +36,10 @@ def _app():
     from keras_earlyexit.cli.report import report
     from keras_earlyexit.cli.train import train
     from keras_earlyexit.cli.tune import tune
+    from keras_earlyexit.cli.widen import widen
 
     commands = [
         *(train, tune, calibrate, info, report, bench, export),
-        *(plan, merge, add_classes, certs, doctor),
+        *(plan, merge, widen, certs, doctor),
     ]
     return apps.app(NAME, "Early exits for Keras 3.", commands, EXIT_CODES)

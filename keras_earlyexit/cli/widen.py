@@ -1,4 +1,4 @@
-"""`keras-earlyexit add-classes`: further classes for a model or a segment."""
+"""`keras-earlyexit widen`: further classes for a model or a segment."""
 
 from typing import Annotated
 
@@ -15,7 +15,7 @@ from keras_earlyexit.cli.shared import (
 )
 
 
-def add_classes(
+def widen(
     names: Annotated[
         str, typer.Option(help="Names of the new classes: cat,dog.")
     ],
