@@ -8,7 +8,7 @@ import pytest
 from tuning_data import build
 
 from keras_earlyexit import cli, datasets
-from keras_earlyexit.cli import ExitCode, tune_inputs
+from keras_earlyexit.cli import ExitCode, tune_inputs, tune_search
 from keras_earlyexit.cli.shared import CommandError
 
 
@@ -67,7 +67,7 @@ def test_a_search(run, tmp_path):
     ("options", "status", "message"),
     [
         (("--model", "nowhere:build"), ExitCode.INPUT, "nowhere"),
-        (("--model", "tuning_data:digits"), ExitCode.INPUT, "argument"),
+        (("--model", "tuning_data:digits"), ExitCode.INPUT, "needs split"),
         (("--model", "tuning_data:few"), ExitCode.INPUT, "a Keras model"),
         (("--model", "none.keras"), ExitCode.INPUT, "no file"),
         (("--data", "nothing_of_the_kind"), ExitCode.INPUT, "data set"),
@@ -128,10 +128,22 @@ def test_one_search_in_a_folder_at_a_time(run, tmp_path):
     assert status == ExitCode.INPUT and "Another process" in errors
 
 
+def search(model, data, folder):
+    given = {"model": str(model), "data": data}
+    return tune_search.Search(given, None, folder, 1)
+
+
 def test_a_saved_network_is_where_trials_start(tmp_path):
-    path = tmp_path / "net.keras"
     network = build()
-    network.save(path)
-    found = tune_inputs.source_of(str(path))
-    for one, other in zip(network.weights, found.weights, strict=True):
+    network.save(tmp_path / "net.keras")
+    found = search(tmp_path / "net.keras", "digits", tmp_path)
+    assert found.is_trained
+    for one, other in zip(network.weights, found.network.weights, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_networks_of_ours_are_made_for_the_data(tmp_path):
+    found = search("eenet8_4", "digits", tmp_path)
+    assert not found.is_trained
+    assert found.network.input_shape == (None, 8, 8, 1)
+    assert found.make() is not found.make()

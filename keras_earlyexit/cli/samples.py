@@ -1,7 +1,5 @@
 """The samples that `--data` and its companions stand for."""
 
-import numpy as np
-
 from keras_earlyexit.cli.shared import CommandError, ExitCode, mendable
 
 
@@ -34,6 +32,8 @@ def input_shape(model):
 
 def check_fit(model, x):
     """Refuses arrays that are no inputs of a model."""
+    import numpy as np
+
     wanted = input_shape(model)
     if wanted is None or not isinstance(x, np.ndarray):
         return

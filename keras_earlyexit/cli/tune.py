@@ -31,8 +31,8 @@ def tune(
         typer.Option(
             "--model",
             metavar="MODEL",
-            help="module:function that returns a network without exits, or a "
-            ".keras file. --model may be left out.",
+            help="The network without exits: module:function, a .keras file, "
+            "or one of ours, such as eenet8_4. --model may be left out.",
         ),
     ] = None,
     budget: Annotated[

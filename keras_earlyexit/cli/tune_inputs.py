@@ -6,8 +6,7 @@ import pathlib
 import re
 import shutil
 
-from keras_earlyexit.cli.models import load_model
-from keras_earlyexit.cli.shared import CommandError, ExitCode, mendable
+from keras_earlyexit.cli.shared import CommandError, ExitCode
 
 _LOCK = "lock"
 _SETTINGS = "search.json"
@@ -15,34 +14,6 @@ _SHARES = {"train": 0.7, "calibration": 0.1, "validation": 0.1, "test": 0.1}
 _FEWEST = 40
 _NUMBER = r"[0-9.]+(?:e-?[0-9]+)?"
 _RANGE = re.compile(rf"({_NUMBER})(?:-({_NUMBER}))?")
-
-
-def source_of(text):
-    """What `ExitHyperModel` takes: a model, or the function itself."""
-    from keras_earlyexit import sources
-
-    if not sources.is_function(text):
-        return load_model(text)
-    with mendable():
-        function = sources.function(text)
-    try:
-        network = function()
-    except TypeError as error:
-        raise CommandError(
-            "Expected a function without arguments that returns a Keras "
-            f"model. Received: '{text}', which fails with: {error}",
-            ExitCode.INPUT,
-        ) from error
-    import keras
-
-    if not isinstance(network, keras.Model):
-        raise CommandError(
-            "Expected a function that returns a Keras model. Received: "
-            f"'{text}', which returns {network!r:.80} (of type "
-            f"{type(network).__name__}).",
-            ExitCode.INPUT,
-        )
-    return function
 
 
 def splits_of(data, input_shape, data_dir=None):
@@ -54,7 +25,8 @@ def splits_of(data, input_shape, data_dir=None):
 
     Args:
         data: What `--data` says, see `sources.load`.
-        input_shape: Shape of one input of the network.
+        input_shape: Shape of one input of the network, or `None` if that
+            depends on the data.
         data_dir: Folder of the data sets of TFDS.
 
     Returns:

@@ -245,7 +245,7 @@ def _train_static(search):
         metrics=["sparse_categorical_accuracy"],
     )
     # A network from a file is trained already, or so it was meant.
-    if network is not search.source:
+    if not search.is_trained:
         copy.fit(
             *search.splits["train"],
             epochs=search.settings["epochs"],

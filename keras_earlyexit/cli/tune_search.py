@@ -5,7 +5,7 @@ import functools
 import socket
 import sys
 
-from keras_earlyexit.cli import tune_inputs
+from keras_earlyexit.cli import samples, tune_inputs
 from keras_earlyexit.cli.shared import (
     CommandError,
     ExitCode,
@@ -44,26 +44,38 @@ class Search:
     @functools.cached_property
     def splits(self):
         """Dict of `(x, y)`, see `tune_inputs.splits_of`."""
+        shape = samples.input_shape(self._alone)
         with mendable():
             return tune_inputs.splits_of(
-                self.settings["data"],
-                self.network.input_shape[1:],
-                self.data_dir,
+                self.settings["data"], shape, self.data_dir
             )
 
     @functools.cached_property
     def network(self):
         """A network without exits, to look at."""
-        import keras
-
-        if isinstance(self.source, keras.Model):
-            return self.source
-        return self.source()
+        return self.make() if self._alone is None else self._alone
 
     @functools.cached_property
-    def source(self):
-        """The network, or the function that makes one."""
-        return tune_inputs.source_of(self.settings["model"])
+    def _alone(self):
+        from keras_earlyexit.cli import networks
+
+        return networks.make_alone(self.settings["model"])
+
+    @property
+    def is_trained(self):
+        """Whether trials start from the weights of a file."""
+        return self.settings["model"].endswith(".keras")
+
+    def make(self):
+        """A new network without exits, for a trial."""
+        from keras_earlyexit.cli import networks
+        from keras_earlyexit.sources import Samples
+
+        text = self.settings["model"]
+        model = networks.make_alone(text)
+        if model is None:
+            model = networks.make_for(text, Samples(*self.splits["train"]))
+        return model
 
     @functools.cached_property
     def hypermodel(self):
@@ -73,7 +85,7 @@ class Search:
         for name, kind in _RANGES.items():
             option = name.replace("_", "-")
             space[name] = tune_inputs.parse_range(option, given[name], kind)
-        source = self.source
+        source = self.network if self.is_trained else self.make
         from keras_earlyexit import tuning
 
         with mendable():
