@@ -64,10 +64,23 @@ def _keep_constants(model, concrete):
             strict=True,
         )
     )
+    read = _read_by(graph)
     for extra in [tensor for tensor in graph.input if tensor.name in caught]:
-        value = numpy_helper.from_array(caught[extra.name].numpy(), extra.name)
-        graph.initializer.append(value)
         graph.input.remove(extra)
+        if extra.name in read:
+            value = caught[extra.name].numpy()
+            graph.initializer.append(numpy_helper.from_array(value, extra.name))
+
+
+def _read_by(graph):
+    """Names of all that is read in a graph and in those inside its nodes."""
+    names = set()
+    for node in graph.node:
+        names.update(node.input)
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                names |= _read_by(inner)
+    return names
 
 
 def _erfc(ctx, node, name, args):
