@@ -60,9 +60,9 @@ class Client:
 
     def hello(self, identity, edge_id="edge-1", **call):
         request = identity.hello(edge_id=edge_id)
-        return self.stub.Hello(request, **{"timeout": 10, **call})
+        return self.stub.Hello(request, **{"timeout": 60, **call})
 
-    def infer(self, request, timeout=10, **call):
+    def infer(self, request, timeout=60, **call):
         return self.stub.Infer(request, timeout=timeout, **call)
 
     def __enter__(self):

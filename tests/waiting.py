@@ -3,7 +3,7 @@
 import time
 
 
-def poll(condition, within_s=5.0):
+def poll(condition, within_s=30.0):
     """Waits for a condition; returns the seconds that it took."""
     started = time.monotonic()
     while not condition():

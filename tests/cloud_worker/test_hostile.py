@@ -36,7 +36,7 @@ def peer(client, parts):
 def code_of(call, *args, **options):
     """Code and sentence of a call that fails."""
     with pytest.raises(grpc.RpcError) as error:
-        call(*args, **{"timeout": 10, **options})
+        call(*args, **{"timeout": 60, **options})
     return error.value.code(), error.value.details()
 
 
@@ -51,7 +51,7 @@ def test_an_exception_leaves_no_text(peer, gated, parts, caplog):
     expected = status_of(gated.error)
     assert SECRET not in expected[1]
     assert code_of(peer.infer, request) == expected
-    call = peer.stub.InferStream(iter([request]), timeout=10)
+    call = peer.stub.InferStream(iter([request]), timeout=60)
     status = next(call).status
     assert (status.code, status.sentence) == (13, expected[1])
     call.cancel()
@@ -83,11 +83,11 @@ def test_bytes_that_are_no_message(method, peer, gated):
     for content in wrong:
         try:
             if method == "InferStream":
-                found = list(call(iter([content]), timeout=10))
+                found = list(call(iter([content]), timeout=60))
                 found = [split_pb2.InferReply.FromString(x) for x in found]
                 assert all(reply.status.code for reply in found)
             else:
-                call(content, timeout=10)
+                call(content, timeout=60)
                 raise AssertionError(content)
         except grpc.RpcError as error:
             assert error.code() in (
@@ -102,7 +102,7 @@ def test_bytes_that_are_no_message(method, peer, gated):
 def test_fields_that_are_not_known_are_left_alone(peer, gated):
     request = request_of(identity_of(gated.bundle), features(2))
     content = request.SerializeToString() + b"\xfa\x7f\x03abc"
-    assert raw(peer, "Infer")(content, timeout=10)
+    assert raw(peer, "Infer")(content, timeout=60)
 
 
 def test_too_large(peer, gated):
@@ -162,12 +162,12 @@ def test_tokens(metadata, code, assemble, gated, client):
     if code is None:
         assert peer.infer(request, metadata=metadata).request_id
         stream = peer.stub.InferStream(
-            iter([request]), timeout=10, metadata=metadata
+            iter([request]), timeout=60, metadata=metadata
         )
         assert next(stream).request_id
         return
     assert code_of(peer.infer, request, metadata=metadata)[0] is code
-    call = peer.stub.InferStream(iter([request]), timeout=10, metadata=metadata)
+    call = peer.stub.InferStream(iter([request]), timeout=60, metadata=metadata)
     assert code_of(lambda **_: next(call))[0] is code
     assert gated.rows == []
 

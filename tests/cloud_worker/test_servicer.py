@@ -178,9 +178,9 @@ def test_another_cut(serve, client, folders, edge):
 def test_another_protocol(peer, edge):
     hello = identity_of(edge, None).hello(edge_id="edge-1")
     hello.protocol_minor += 7
-    assert peer.stub.Hello(hello, timeout=10).accepted
+    assert peer.stub.Hello(hello, timeout=60).accepted
     hello.protocol_major += 1
-    reply = peer.stub.Hello(hello, timeout=10)
+    reply = peer.stub.Hello(hello, timeout=60)
     assert not reply.accepted
     assert [d.what for d in reply.differences] == ["protocol"]
 
@@ -271,7 +271,7 @@ def test_what_cannot_be_right(peer, edge, x):
 
 def test_nothing_is_trained(peer):
     with pytest.raises(grpc.RpcError) as error:
-        list(peer.stub.Train(iter([split_pb2.TrainRequest()]), timeout=10))
+        list(peer.stub.Train(iter([split_pb2.TrainRequest()]), timeout=60))
     assert error.value.code() is CODE.UNIMPLEMENTED
 
 

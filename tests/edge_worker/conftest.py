@@ -57,7 +57,13 @@ class CloudProcess:
             ],
             stdout=self._log,
         )  # fmt: skip
-        poll(self._has_started, within_s=60)
+        try:
+            poll(self._has_started, within_s=120)
+        except BaseException:
+            self._process.kill()
+            self._process.wait()
+            self._log.close()
+            raise
 
     def lines(self):
         """What it has logged, a list of dicts."""

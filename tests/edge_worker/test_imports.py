@@ -26,7 +26,7 @@ def test_light_and_small(exported, cloud, rows, tmp_path):
     child = subprocess.run(
         [sys.executable, "-c", _PROGRAM, str(exported.edge), cloud.address,
          str(tmp_path / "x.npy")],
-        capture_output=True, text=True, timeout=60,
+        capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert child.returncode == 0, child.stderr
     modules, kilobytes = child.stdout.splitlines()[-2:]
@@ -41,6 +41,6 @@ def test_help_imports_no_grpc():
     )
     child = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True,
-        timeout=60,
+        timeout=120,
     )  # fmt: skip
     assert child.stdout.splitlines()[-1] == "[]", child.stderr

@@ -1,14 +1,30 @@
 """What leaves the machine: features or inputs, and never what should not."""
 
+import contextlib
+
 import keras
+import ml_dtypes
 import numpy as np
 import pytest
+import zstandard
 from proxy import DOWN, UP, Proxy
 
 import keras_earlyexit as ee
 from edge_worker import EdgeWorker
+from protos.codecs import NAMES
 
 CANARY = 1234567.0
+ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+#: The numbers that cross in each codec.
+KINDS = {
+    "float32": "<f4",
+    "float16": "<f2",
+    "bfloat16": ml_dtypes.bfloat16,
+    "uint8": "u1",
+    "int8": "i1",
+    "uint8_channel": "u1",
+    "int8_channel": "i1",
+}
 
 
 def test_input_is_sent_where_that_is_allowed(exported, cloud, rows, wanted):
@@ -79,14 +95,26 @@ def test_a_raw_cut_is_refused(tmp_path):
     EdgeWorker(edge, "127.0.0.1:1", insecure=True, allow_raw_input=True).close()
 
 
-def floats_in(recorded, size):
+def unpacked(recorded):
+    """Recorded bytes, and behind them all that stands in them compressed."""
+    data, found = bytes(recorded), []
+    start = data.find(ZSTD_MAGIC)
+    while start >= 0:
+        with contextlib.suppress(zstandard.ZstdError):
+            frame = zstandard.ZstdDecompressor().decompressobj()
+            found.append(frame.decompress(data[start:]))
+        start = data.find(ZSTD_MAGIC, start + 1)
+    return b"".join([data, *found])
+
+
+def floats_in(recorded, kind):
     """All numbers of a type that stand anywhere in recorded bytes."""
-    kinds = {4: "<f4", 2: "<f2", 1: "u1"}
-    for shift in range(size):
+    kind = np.dtype(kind)
+    for shift in range(kind.itemsize):
         data = bytes(recorded[shift:])
-        data = data[: len(data) // size * size]
+        data = data[: len(data) // kind.itemsize * kind.itemsize]
         with np.errstate(all="ignore"):
-            yield np.frombuffer(data, kinds[size]).astype("float64")
+            yield np.frombuffer(data, kind).astype("float64")
 
 
 def highest_correlation(numbers, row):
@@ -119,21 +147,27 @@ def wide(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("codec", ["float32", "float16", "uint8"])
-def test_inputs_never_cross(wide, start_cloud, codec):
-    x = np.random.default_rng(3).normal(size=(30, 24)).astype("float32")
-    x[::3, :4] = CANARY
+@pytest.fixture(scope="module")
+def wide_cloud(wide, start_cloud):
     with start_cloud(wide / "segment_1", "--insecure") as cloud:
-        with Proxy(cloud.address, record=True) as proxy:
-            with EdgeWorker(
-                wide / "segment_0", proxy.address, insecure=True, codec=codec
-            ) as worker:
-                for i in range(len(x)):
-                    result = worker.predict(x[i : i + 1])
-                    assert result.counts["cloud"] == 1
-            recorded = proxy.recorded
+        yield cloud
+
+
+@pytest.mark.parametrize("codec", NAMES)
+def test_inputs_never_cross(wide, wide_cloud, codec):
+    # Over a thousand requests with those of all codecs.
+    x = np.random.default_rng(3).normal(size=(72, 24)).astype("float32")
+    x[::3, :4] = CANARY
+    with Proxy(wide_cloud.address, record=True) as proxy:
+        with EdgeWorker(
+            wide / "segment_0", proxy.address, insecure=True, codec=codec
+        ) as worker:
+            for i in range(len(x)):
+                result = worker.predict(x[i : i + 1])
+                assert result.counts["cloud"] == 1
+        recorded = proxy.recorded
     for direction in (UP, DOWN):
-        data = bytes(recorded[direction])
+        data = unpacked(recorded[direction])
         assert len(data) > 1000
         for kind in ("<f4", "<f2", "<f8"):
             with np.errstate(over="ignore"):
@@ -141,8 +175,7 @@ def test_inputs_never_cross(wide, start_cloud, codec):
             assert canary not in data
         for row in x:
             assert row.tobytes() not in data
-        size = {"float32": 4, "float16": 2, "uint8": 1}[codec]
-        for numbers in floats_in(recorded[direction], size):
+        for numbers in floats_in(data, KINDS[codec.partition("+")[0]]):
             for row in x[1::3][:5]:
                 assert highest_correlation(numbers, row) < 0.99
 
@@ -164,7 +197,7 @@ def test_the_search_finds_an_input_that_does_cross(exported, cloud, rows):
     assert (
         max(
             highest_correlation(numbers, rows[0].astype("float64"))
-            for numbers in floats_in(data, 4)
+            for numbers in floats_in(data, "<f4")
         )
         > 0.999
     )

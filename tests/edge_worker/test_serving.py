@@ -35,7 +35,12 @@ class EdgeProcess:
                 ],
                 stdout=file,
             )  # fmt: skip
-        poll(self._has_started, within_s=30)
+        try:
+            poll(self._has_started, within_s=120)
+        except BaseException:
+            self.process.kill()
+            self.process.wait()
+            raise
         first = self.lines()[0]
         self.http, self.grpc = first["address"], first["grpc_address"]
 
@@ -50,7 +55,7 @@ class EdgeProcess:
 
     def ask(self, method, path, body=None, **headers):
         """Status and content of an answer over HTTP."""
-        connection = http.client.HTTPConnection(self.http, timeout=10)
+        connection = http.client.HTTPConnection(self.http, timeout=60)
         with contextlib.closing(connection):
             if isinstance(body, (dict, list)):
                 body = json.dumps(body)
@@ -130,7 +135,7 @@ def test_grpc(edge, exported, rows, wanted):
     with open_channel(edge.grpc, None, 1 << 22) as channel:
         stub = split_pb2_grpc.SplitStub(channel)
         hello = stub.Hello(
-            identity.hello(library_version=library_version()), timeout=5
+            identity.hello(library_version=library_version()), timeout=60
         )
         assert hello.accepted
         assert (hello.protocol_major, hello.protocol_minor) == PROTOCOL
@@ -139,20 +144,20 @@ def test_grpc(edge, exported, rows, wanted):
                 request_id="a", generation=hello.generation,
                 tensors=[encode(rows)],
             ),
-            timeout=5,
+            timeout=60,
         )  # fmt: skip
         spec = Feature("exit_index", (None,), "int32")
         np.testing.assert_array_equal(
             decode(reply.exit_index, spec, 200), wanted.exit_index
         )
         later = Identity.of(manifest)
-        assert not stub.Hello(later.hello(), timeout=5).accepted
+        assert not stub.Hello(later.hello(), timeout=60).accepted
         for request, code in (
             ({"generation": "other"}, "FAILED_PRECONDITION"),
             ({"generation": hello.generation}, "INVALID_ARGUMENT"),
         ):
             with pytest.raises(Exception) as raised:
-                stub.Infer(split_pb2.InferRequest(**request), timeout=5)
+                stub.Infer(split_pb2.InferRequest(**request), timeout=60)
             assert raised.value.code().name == code
 
 

@@ -46,6 +46,19 @@ GUARDS = {
         "if False:",
         "tests/edge_worker/test_offloading.py::test_a_raw_cut_is_refused",
     ),
+    "what was applied is not applied again": (
+        "cloud_worker/training/learner.py",
+        "if sequence != edge.expected:",
+        "if sequence > edge.expected:",
+        "tests/training/test_learner.py::test_histories",
+    ),
+    "older runs of an edge are fenced": (
+        "cloud_worker/training/learner.py",
+        "if edge is not None and epoch < edge.epoch:",
+        "if False:",
+        "tests/training/test_learner.py"
+        "::test_older_runs_are_fenced_also_after_a_restart",
+    ),
     "exceptions stay here": (
         "protos/errors.py",
         "    return _BROKEN\n",
@@ -56,6 +69,7 @@ GUARDS = {
 
 
 @pytest.mark.faults
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("name", GUARDS)
 def test_a_guard_that_is_off_is_noticed(name, tmp_path):
     file, old, new, test = GUARDS[name]
@@ -76,6 +90,6 @@ def run(root, test):
         cwd=root,
         env={**os.environ, "PYTHONPATH": str(root)},
         capture_output=True,
-        timeout=250,
+        timeout=500,
         check=False,
     ).returncode

@@ -67,7 +67,7 @@ def offer(client, request, per_second, seconds):
         calls.append(call)
     for call in calls:
         # Whatever it came to: it ends.
-        call.exception(timeout=10)
+        call.exception(timeout=60)
     return found
 
 

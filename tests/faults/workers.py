@@ -5,13 +5,13 @@ import json
 import os
 import pathlib
 import signal
-import socket
 import subprocess
 import sys
 import threading
+import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-START_S = 60
+START_S = 120
 
 
 class CloudProcess:
@@ -24,13 +24,13 @@ class CloudProcess:
     """
 
     def __init__(self, bundle, log, *options):
-        self.address = f"127.0.0.1:{free_port()}"
+        # The system chooses the port at the first start.
+        self.address = "127.0.0.1:0"
         self._log = log
         self._command = [
             *(sys.executable, "-c", _END_WITH_PARENT),
             *("-m", "cloud_worker", "serve", "--insecure"),
-            *("--bundle", str(bundle), "--listen", self.address),
-            *options,
+            *("--bundle", str(bundle), *options),
         ]
         self._process = None
 
@@ -44,9 +44,18 @@ class CloudProcess:
 
     def start(self):
         """Starts it, and waits until it says that it listens."""
+        ends_at = time.monotonic() + START_S
+        while not self._try_to_start():
+            # Somebody else may have got the port meanwhile, for a moment.
+            if time.monotonic() > ends_at:
+                raise RuntimeError(
+                    f"The worker does not start; see {self._log}."
+                )
+
+    def _try_to_start(self):
         listening = threading.Event()
         self._process = subprocess.Popen(
-            self._command,
+            [*self._command, "--listen", self.address],
             cwd=ROOT,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             stdout=subprocess.PIPE,
@@ -57,9 +66,10 @@ class CloudProcess:
             target=self._read, args=(self._process, listening)
         )
         self._reading.start()
-        if not listening.wait(START_S) or self._process.poll() is not None:
-            self.kill()
-            raise RuntimeError(f"The worker does not start; see {self._log}.")
+        if listening.wait(START_S) and self._process.poll() is None:
+            return True
+        self.kill()
+        return False
 
     def kill(self):
         """SIGKILL: whatever it is doing."""
@@ -101,6 +111,7 @@ class CloudProcess:
                 with contextlib.suppress(ValueError):
                     message = json.loads(line).get("message", "")
                     if message.startswith("listening on"):
+                        self.address = message.split()[-1]
                         listening.set()
         listening.set()
 
@@ -111,12 +122,6 @@ class CloudProcess:
     def __exit__(self, *_):
         with contextlib.suppress(ProcessLookupError):
             self.kill()
-
-
-def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 # Run by the child in front of the worker, and not as a `preexec_fn`: forking a
