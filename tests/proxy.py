@@ -77,6 +77,7 @@ class Proxy:
         self.num_connections = 0
         self._record = record
         self._writers = set()
+        self._serving = set()
         self._loop = asyncio.new_event_loop()
         self._server = None
         self._port = 0
@@ -136,11 +137,13 @@ class Proxy:
         server, self._server = self._server, None
         if server is not None:
             server.close()
-        await self._reset()
-        rest = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in rest:
-            task.cancel()
-        await asyncio.gather(*rest, return_exceptions=True)
+        # A connection that was accepted a moment ago is in tasks that have not
+        # begun: cancelled then, they would leave its socket open.
+        while rest := asyncio.all_tasks() - {asyncio.current_task()}:
+            await self._reset()
+            for task in self._serving:
+                task.cancel()
+            await asyncio.wait(rest, timeout=0.05)
 
     async def _reset(self):
         for writer in list(self._writers):
@@ -152,7 +155,8 @@ class Proxy:
 
     async def _serve(self, reader, writer):
         self.num_connections += 1
-        ends = {writer}
+        task, ends = asyncio.current_task(), {writer}
+        self._serving.add(task)
         self._writers |= ends
         with contextlib.suppress(OSError, asyncio.CancelledError):
             there = await asyncio.open_connection(*self.target)
@@ -165,6 +169,7 @@ class Proxy:
         self._writers -= ends
         for each in ends:
             each.transport.abort()
+        self._serving.discard(task)
 
     def _count(self, direction, num_bytes, came_at):
         found = self.traffic[direction]
