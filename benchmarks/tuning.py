@@ -42,6 +42,9 @@ def main():
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--exit-samples", type=int, default=15000)
     parser.add_argument("--exit-epochs", type=int, default=3)
+    parser.add_argument(
+        "--trained", type=pathlib.Path, help="a kept model with candidates"
+    )
     parser.add_argument("--loss", type=float, default=0.01)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--time-limit", type=float, default=30.0)
@@ -147,31 +150,36 @@ def accuracy(options):
 
     import keras_earlyexit as ee
 
-    plain = backbone(options)
+    given = options.trained is not None
+    plain = None if given else backbone(options)
     data = {
         split: load(options, split)
         for split in (options.train, options.held_out, options.test)
+        if not given or split != options.train
     }
     rows = []
     for seed in range(options.seeds):
         keras.utils.set_random_seed(seed)
         rng = np.random.default_rng(seed)
-        x, y = data[options.train]
-        own = rng.permutation(len(y))[: options.exit_samples]
         order = rng.permutation(len(data[options.held_out][1]))
         searched = [
             part[order[: options.search]] for part in data[options.held_out]
         ]
-        trained = ee.tuning.train_candidates(
-            plain,
-            x[own],
-            y[own],
-            epochs=options.exit_epochs,
-            batch_size=BATCH,
-            optimizer=keras.optimizers.Adam(5e-3),
-            directory=options.directory,
-            verbose=2,
-        )
+        if given:
+            trained = keras.models.load_model(options.trained)
+        else:
+            x, y = data[options.train]
+            own = rng.permutation(len(y))[: options.exit_samples]
+            trained = ee.tuning.train_candidates(
+                plain,
+                x[own],
+                y[own],
+                epochs=options.exit_epochs,
+                batch_size=BATCH,
+                optimizer=keras.optimizers.Adam(5e-3),
+                directory=options.directory,
+                verbose=2,
+            )
         rows += compared(options, trained, searched, data[options.test], seed)
     for thresholds in ("shared", "own"):
         for count in (None, *COUNTS):
