@@ -28,6 +28,7 @@ def _app():
     from keras_earlyexit.cli.bench import bench
     from keras_earlyexit.cli.calibrate import calibrate
     from keras_earlyexit.cli.certs import certs
+    from keras_earlyexit.cli.demo import demo
     from keras_earlyexit.cli.doctor import doctor
     from keras_earlyexit.cli.export import export
     from keras_earlyexit.cli.info import info
@@ -39,7 +40,7 @@ def _app():
     from keras_earlyexit.cli.widen import widen
 
     commands = [
-        *(train, tune, calibrate, info, report, bench, export),
+        *(train, tune, calibrate, info, report, demo, bench, export),
         *(plan, merge, widen, certs, doctor),
     ]
     return apps.app(NAME, "Early exits for Keras 3.", commands, EXIT_CODES)

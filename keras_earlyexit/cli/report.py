@@ -32,7 +32,7 @@ def report(
             "--calibration",
             metavar="SPLIT",
             help="Other samples of the data, to choose the thresholds of the "
-            "risk levels and temperatures on [default: no levels].",
+            "risk levels and temperatures on (default: no levels).",
         ),
     ] = None,
     levels: Annotated[
