@@ -29,6 +29,7 @@ USABLE := import ensurepip, sys, venv; \
 DEMO_EXTRAS := data,edge,report
 TEST_EXTRAS := test
 LINT_EXTRAS := lint
+BROWSER_EXTRAS := browser,test
 DOCS_EXTRAS := docs
 
 # The second part: the same network over two processes.
@@ -46,8 +47,10 @@ GENERATOR := grpcio-tools==1.74.0
 INSTALL_ALONE := $(BIN) -m pip install --quiet --disable-pip-version-check \
 	--no-input --no-deps
 
-.PHONY: help venv demo test test-long test-faults test-fuzz lint format bench \
-	protos docs clean distclean
+AS_ROOT = $(if $(filter-out 0,$(shell id -u)),sudo)
+
+.PHONY: help venv demo test browser test-long test-faults test-fuzz lint \
+	format bench protos docs clean distclean
 
 help:
 	@echo "make demo        train and run a network with early exits [DATA=mnist]"
@@ -55,6 +58,7 @@ help:
 	@echo "make test-long   run the statistical tests, many minutes"
 	@echo "make test-faults run the tests that break things on purpose"
 	@echo "make test-fuzz   run the tests with random and broken input"
+	@echo "make browser     install a browser, for the tests of pages (Debian)"
 	@echo "make lint        check style and formatting"
 	@echo "make format      mend style and formatting"
 	@echo "make bench       run the benchmarks [BENCH=benchmarks/name.py]"
@@ -72,6 +76,22 @@ demo: $(VENV)/.installed-demo
 test: $(VENV)/.installed-test
 	@echo "==> Running the tests"
 	@$(BIN) -m pytest $(ARGS)
+
+# Without these the tests of pages skip. apt-get asks for root.
+browser: $(VENV)/.installed-test
+	@if command -v chromium >/dev/null && command -v chromedriver >/dev/null; \
+	then \
+		echo "==> Chromium and its driver are there"; \
+	else \
+		echo "==> Installing Debian's chromium and chromium-driver with" \
+			"apt-get (about 400 MB)"; \
+		$(AS_ROOT) apt-get update -qq && \
+		$(AS_ROOT) apt-get install -qq -y --no-install-recommends \
+			chromium chromium-driver; \
+	fi
+	@echo "==> Installing gradio and selenium into $(VENV)"
+	@$(INSTALL) '.[$(BROWSER_EXTRAS)]'
+	@echo "==> Done; make test ARGS='tests/live tests/report' uses them"
 
 test-long test-faults test-fuzz: test-%: $(VENV)/.installed-test
 	@echo "==> Running the tests marked $*"

@@ -26,6 +26,7 @@ PACKAGES = {
     "tensorboard": "tensorboard",
     "keras-tuner": "tune",
     "optuna": "optuna",
+    "gradio": "demo",
     "grpcio": "split",
     "ai-edge-litert": "edge",
     "ray": "serve",

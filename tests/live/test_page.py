@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import pathlib
 import signal
 import subprocess
 import sys
@@ -13,6 +14,8 @@ import pytest
 from PIL import Image, ImageDraw
 
 pytest.importorskip("gradio", reason="gradio: make browser")
+
+PROCESSES = pathlib.Path("/proc")
 
 
 class Demo:
@@ -41,9 +44,14 @@ class Demo:
 
     def stop(self):
         self.process.send_signal(signal.SIGTERM)
-        # At its end with whoever holds the pipe, so the workers have ended.
         self.process.communicate(timeout=60)
         return self.process.returncode
+
+    def workers(self):
+        """Process folders of its children."""
+        pid = self.process.pid
+        children = PROCESSES / f"{pid}/task/{pid}/children"
+        return [PROCESSES / child for child in children.read_text().split()]
 
 
 @pytest.fixture(scope="module")
@@ -185,5 +193,9 @@ def test_other_names_are_turned_away(demo):
         assert "default-src 'self'" in policy
 
 
+@pytest.mark.skipif(not PROCESSES.exists(), reason="Linux lists processes")
 def test_the_workers_end_with_the_page(demo):
+    workers = demo.workers()
+    assert len(workers) == 2
     assert demo.stop() == 0
+    assert not any(folder.exists() for folder in workers)
