@@ -15,6 +15,9 @@ from PIL import Image, ImageDraw
 
 pytest.importorskip("gradio", reason="gradio: make browser")
 
+# Three processes and a browser have to start.
+pytestmark = pytest.mark.timeout(900)
+
 PROCESSES = pathlib.Path("/proc")
 
 
