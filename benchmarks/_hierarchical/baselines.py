@@ -129,7 +129,8 @@ class Edge:
         )
         shape = (None, *self._part.output.shape[1:])
         self._gradient = Feature("gradient", shape, "float32")
-        self._channel = open_channel(target, None, _MAX_BYTES)
+        # A batch of images takes seconds on a slow link; pings come behind it.
+        self._channel = open_channel(target, None, _MAX_BYTES, 60.0)
         self._rng = np.random.default_rng(setting.SEED)
 
     def ahead(self, x):

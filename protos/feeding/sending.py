@@ -32,6 +32,8 @@ _MAX_MESSAGE_BYTES = 1 << 30
 _POLL_S = 0.2
 #: How long an answer to a ping may take where a single batch takes that long.
 _MAX_PING_TIMEOUT_S = 60.0
+#: Batches that a ping may have to wait for.
+_ON_THE_WAY = 4
 #: How often in a row the cloud may break before training ends.
 _MAX_BROKEN = 10
 
@@ -244,17 +246,21 @@ class Sender:
             try:
                 self._take_replies(self._call, window)
             except grpc.RpcError as error:
-                if not (window.has_answers or window.is_empty):
-                    # Perhaps a ping was late behind a batch that is long on
-                    # its way.
-                    self._ping_timeout_s = min(
-                        2 * self._ping_timeout_s, _MAX_PING_TIMEOUT_S
-                    )
+                self._suffer_slow_batches(window)
                 raise _again(from_rpc_error(error)) from error
             finally:
                 ended.set()
                 self._call.cancel()
                 self._call = None
+
+    def _suffer_slow_batches(self, window):
+        """Gives pings more time behind batches that are long on their way."""
+        needed_s = self._ping_timeout_s
+        if window.fastest_s is not None:
+            needed_s = max(needed_s, _ON_THE_WAY * window.fastest_s)
+        elif not window.is_empty:
+            needed_s *= 2
+        self._ping_timeout_s = min(needed_s, _MAX_PING_TIMEOUT_S)
 
     def _requests(self, sequence, ended, window):
         try:

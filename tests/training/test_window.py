@@ -51,9 +51,37 @@ def test_waits_for_answers():
     for number in range(2):
         assert window.wait(1000, 0)
         window.sent(number, 1000)
-    assert not window.wait(1000, 0.01) and not window.has_answers
+    assert not window.wait(1000, 0.01) and window.fastest_s is None
     window.answered(1)
-    assert window.wait(1000, 0) and window.has_answers
+    assert window.wait(1000, 0) and window.fastest_s > 0
     assert not window.is_empty
     window.answered(2)
     assert window.is_empty
+
+
+def test_bunch_of_answers_is_no_fast_link():
+    now = 0.0
+    window = Window(clock=lambda: now)
+    sent = answered = 0
+
+    def fill():
+        nonlocal sent
+        while window.wait(100, 0):
+            window.sent(sent, 100)
+            sent += 1
+
+    for _ in range(20):
+        # A hundred bytes take 0.1 s.
+        fill()
+        now, answered = now + 0.1, answered + 1
+        window.answered(answered)
+    fill()
+    before = sent - answered
+    # All at once, as after a second in which one of the machines stood still.
+    while answered < sent - 1:
+        now, answered = now + 1e-4, answered + 1
+        window.answered(answered)
+        fill()
+        assert sent - answered <= 2 * before + 1
+        if answered > 20 + before:
+            break
