@@ -37,6 +37,18 @@ SMALL = (
 )
 
 
+def test_dry_run_searches_nothing(run, tmp_path):
+    status, output, errors = run(*SMALL, "--trials", 2, "--dry-run")
+    assert status == ExitCode.OK, errors
+    for text in ("Would search", "sdn,eenet_v2", "calibration: "):
+        assert text in output
+    status, output, _ = run(*SMALL, "--trials", 2, "--dry-run", "--json")
+    facts = json.loads(output)
+    assert status == ExitCode.OK and facts["trials"] == 2
+    assert set(facts["samples"]) >= {"train", "calibration", "test"}
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_search(run, tmp_path):
     options = [*SMALL, "--budget", 0.8, "--tensorboard", "logs"]
     status, output, errors = run(*options, "--trials", 2)

@@ -115,6 +115,7 @@ def tune(
     data_dir: options.DataDir = None,
     seed: options.Seed = 0,
     tensorboard: options.TensorBoard = None,
+    dry_run: options.DryRun = False,
     as_json: options.Json = False,
 ):
     """Search exits, places and training for a budget; save the best model.
@@ -157,6 +158,9 @@ def tune(
             ExitCode.USAGE,
         )
     search.check()
+    if dry_run:
+        tune_results.show_plan(search, as_json)
+        return ExitCode.OK
     output.mkdir(parents=True, exist_ok=True)
     with tune_inputs.only_one(output, shared=storage is not None):
         if overwrite:

@@ -8,6 +8,7 @@ from keras_earlyexit.cli.shared import (
     CommandError,
     ExitCode,
     hushed,
+    print_facts,
     print_json,
     print_table,
     print_text,
@@ -256,3 +257,30 @@ def _train_static(search):
         *search.splits["validation"], verbose=0, return_dict=True
     )
     return float(result["sparse_categorical_accuracy"])
+
+
+def show_plan(search, as_json):
+    """Says what a search would do.
+
+    Args:
+        search: A `Search` that has been checked.
+        as_json: Whether to say it to another program.
+    """
+    sizes = {name: len(y) for name, (_, y) in search.splits.items()}
+    facts = {
+        "folder": str(search.folder),
+        "network": search.network.name,
+        "trials": search.trials,
+        "samples": sizes,
+        **search.settings,
+    }
+    if as_json:
+        print_json(facts)
+        return
+    shown = {
+        name.replace("_", " "): str(value)
+        for name, value in facts.items()
+        if value is not None
+    }
+    shown["samples"] = ", ".join(f"{x}: {n:,}" for x, n in sizes.items())
+    print_facts("Would search", shown)
