@@ -142,3 +142,49 @@ def test_split_training(tmp_path):
     merged = keras.models.load_model(out / "merged.keras")
     assert isinstance(merged, ee.EarlyExitModel)
     assert merged.exit_names == ("exit_0", "exit_1", "final")
+
+
+ALONE = r"│ (\w+) alone\s+│\s+([\d.]+)%\s+│\s+([\d.]+)\s+│\s+([\d.]+)%"
+ROUTED = r"│ routed\s+│\s+([\d.]+)%\s+│\s+([\d.]+)"
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "least"),
+    [
+        ("tabular", (), 90),
+        ("text", ("--epochs", 2), 80),
+        ("pretrained", ("--epochs", 1, "--exit-epochs", 2), 10),
+    ],
+)
+def test_kinds_of_data(name, flags, least, tmp_path):
+    if name == "pretrained":
+        flags = (*flags, "--output", tmp_path)
+    shown = run(EXAMPLES / f"{name}.py", *flags)
+    rows = re.findall(ALONE, shown)
+    assert [row[0] for row in rows] == ["exit_0", "exit_1", "final"]
+    assert sum(float(row[3]) for row in rows) == pytest.approx(100, abs=0.2)
+    accuracy, cost = map(float, re.search(ROUTED, shown).groups())
+    assert accuracy >= least and 0 < cost < 1.2
+    if name == "pretrained":
+        assert "own answers are the same: True" in shown
+        assert keras.models.load_model(tmp_path / "model.keras").exit_layers
+
+
+def test_export_litert(tmp_path):
+    shown = run(
+        EXAMPLES / "export_litert.py", "--epochs", 2, "--output", tmp_path
+    )
+    sizes = re.findall(r"│ LiteRT, (\w+)\s+│.*│\s+([\d,]+) kB", shown)
+    assert [name for name, _ in sizes] == ["float32", "float16", "int8"]
+    large, middle, small = (int(x.replace(",", "")) for _, x in sizes)
+    assert small < middle < large
+
+
+def test_privacy_probe(tmp_path):
+    shown = run(
+        EXAMPLES / "privacy_probe.py", "--epochs", 3, "--output", tmp_path
+    )
+    found = re.findall(r"│ (exit_\d)\s+│ \d+\s+│ 64\s+│ ([\d.]+)", shown)
+    assert [name for name, _ in found] == ["exit_0", "exit_1", "exit_2"]
+    assert all(0.1 < float(x) <= 1 for _, x in found)
+    assert (tmp_path / "rebuilt.png").stat().st_size > 5000

@@ -1,0 +1,177 @@
+"""Every piece of Python in the guide runs as it stands there."""
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import guide
+import keras
+import numpy as np
+import pytest
+
+import keras_earlyexit as ee
+
+# What a page expects of its reader beyond the setting of the guide, by page.
+_PREPARED = {}
+_STARTED = "get-started.md"
+PAGES = sorted(
+    path.name for path in guide.DOCS.glob("*.md") if any(guide.blocks(path))
+)
+
+
+def prepares(page):
+    def note(function):
+        _PREPARED[page] = function
+        return function
+
+    return note
+
+
+@contextlib.contextmanager
+def cloud_worker(*flags):
+    """A cloud worker as a process; yields where it listens."""
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "cloud_worker", "serve"),
+            *("--listen", "127.0.0.1:0", *flags),
+        ],
+        env={**os.environ, "PYTHONPATH": str(guide.ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        for line in process.stdout:
+            if "address" in (said := json.loads(line)):
+                break
+        yield said["address"]
+    finally:
+        process.terminate()
+        # A pipe has to be read for its writer to end.
+        process.communicate(timeout=60)
+
+
+def certificates():
+    """Certificates as the guide has them made; returns the worker's flags."""
+    from keras_earlyexit import cli
+
+    assert not cli.main(
+        ["certs", "-o", "certs", "--cloud", "127.0.0.1", "--edge", "edge-1"]
+    )
+    return (
+        *("--tls-cert", "certs/cloud.pem", "--tls-key", "certs/cloud.key"),
+        *("--client-ca", "certs/ca.pem"),
+    )
+
+
+@prepares("edge-worker.md")
+@contextlib.contextmanager
+def _(names):
+    ee.export(names["model"], "digits_cut", cut="exit_0")
+    names["x"] = names["x_test"][:32]
+    flags = ("--bundle", "digits_cut/segment_1", *certificates())
+    with cloud_worker(*flags) as address:
+        yield [("cloud.example.org:50051", address)]
+    assert set(names["result"].answered_by) <= {"edge", "cloud"}
+
+
+@prepares("split-training.md")
+@contextlib.contextmanager
+def _(names):
+    model = names["model"]
+    model.save("model.keras")
+    names.update(x=names["x_train"][:64], y=names["y_train"][:64])
+    flags = certificates()
+    for source, target in (
+        ("ca.pem", "ca.pem"),
+        ("edges/edge-1.pem", "edge.pem"),
+        ("edges/edge-1.key", "edge.key"),
+    ):
+        shutil.copy(f"certs/{source}", target)
+    flags = ("--train", "--model", "model.keras", "--cut", "exit_0", *flags)
+    with cloud_worker(*flags) as address:
+        yield [("cloud.example.org:50052", address)]
+    assert os.path.exists("edge.keras")
+
+
+@prepares("planning.md")
+@contextlib.contextmanager
+def _(names):
+    profile = ee.cost.profile(names["model"], batch_sizes=(1, 32))
+    for name in ("edge.json", "cloud.json"):
+        profile.save(name)
+    names["x"] = names["x_calibration"]
+    yield
+
+
+@prepares("drift.md")
+@contextlib.contextmanager
+def _(names):
+    names["traffic"] = np.split(names["x_test"], 4)
+    names["x_recent"] = names["x_calibration"]
+    yield
+
+
+@prepares("objectives.md")
+@contextlib.contextmanager
+def _(names):
+    names["trained_keras_model"] = names["plain"]
+    names["x_val"], names["y_val"] = names["x_test"], names["y_test"]
+    yield
+
+
+@prepares("report.md")
+@contextlib.contextmanager
+def _(names):
+    sentences = [
+        f"{who} {what} it {how}"
+        for who in ("we", "they", "critics", "children")
+        for what in ("loved", "liked", "left", "hated")
+        for how in ("today", "again", "early")
+    ]
+    words = sorted({word for text in sentences for word in text.split()})
+    tokens = np.array(
+        [[words.index(word) for word in text.split()] for text in sentences]
+    )
+    inputs = keras.Input((4,), dtype="int32")
+    x = keras.layers.Embedding(len(words), 8)(inputs)
+    x = keras.layers.Dense(8, activation="relu", name="first")(x)
+    x = keras.layers.GlobalAveragePooling1D()(x)
+    x = keras.layers.Dense(8, activation="relu")(x)
+    outputs = keras.layers.Dense(2, activation="softmax")(x)
+    text_model = ee.add_exits(
+        keras.Model(inputs, outputs), exits=["first"], block="token"
+    )
+    names.update(
+        sentences=sentences,
+        tokens=tokens,
+        labels=np.array(["l" in text.split()[1][:1] for text in sentences]) * 1,
+        text_model=text_model,
+    )
+    yield
+
+
+@contextlib.contextmanager
+def _nothing(names):
+    yield
+
+
+@pytest.mark.parametrize("page", [x for x in PAGES if x != _STARTED])
+def test_a_page(page, setting):
+    with _PREPARED.get(page, _nothing)(setting) as replaced:
+        guide.run(guide.DOCS / page, setting, replaced or (), epochs=1)
+
+
+def test_the_page_to_start_with(started):
+    names, path = started
+    assert names["report"].n == 397 and names["result"].mean_cost < 1.0
+    assert path.exists()
+
+
+def test_the_readme(setting):
+    setting["keras_model"] = setting["plain"]
+    setting.update(x=setting["x_train"], y=setting["y_train"])
+    setting.update(x_val=setting["x_test"], y_val=setting["y_test"])
+    guide.run(guide.ROOT / "README.md", setting, epochs=1)
