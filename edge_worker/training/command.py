@@ -176,7 +176,7 @@ def train(
         base=base,
         optimizer=make_optimizer(optimizer, learning_rate),
         security=security,
-        edge_id=edge_id or ("" if cert else "edge"),
+        edge_id=edge_id or None,
         forward=forward,
         codec=codec,
         seed=seed,

@@ -52,7 +52,8 @@ class EdgeTrainer:
         base: Objective of each segment, for an `EarlyExitModel`.
         optimizer: The edge's optimizer, for an `EarlyExitModel`.
         security: A `ClientSecurity`.
-        edge_id: What the edge calls itself; empty with a certificate.
+        edge_id: What the edge calls itself; `None` is the name in its
+            certificate, or `"edge"` without one.
         forward: Which samples go up, see `Forwarding`.
         codec: Form in which features cross, the name of a `Codec`; 8-bit ones
             round at random.
@@ -94,7 +95,7 @@ class EdgeTrainer:
         base="eenet_v2",
         optimizer="adam",
         security=None,
-        edge_id="edge",
+        edge_id=None,
         forward="non_exited",
         codec="float32",
         seed=0,
@@ -105,6 +106,9 @@ class EdgeTrainer:
         memory_limit=None,
     ):
         self.segment = first_segment(model, cut, base, optimizer)
+        security = security or ClientSecurity()
+        if edge_id is None:
+            edge_id = "" if security.cert else "edge"
         self._model = model if isinstance(model, ee.EarlyExitModel) else None
         self._memory = None
         if memory_limit is not None:
@@ -137,7 +141,7 @@ class EdgeTrainer:
             self._sender = Sender(
                 self.journal,
                 target,
-                security or ClientSecurity(),
+                security,
                 self._agreement,
                 self._checkpoint.run,
                 edge_id,

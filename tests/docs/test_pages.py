@@ -153,12 +153,62 @@ def _(names):
     yield
 
 
+@prepares("tuning.md")
+@contextlib.contextmanager
+def _(names):
+    import optuna
+
+    def build():
+        row = keras.Input((8, 8, 1))
+        x = keras.layers.Flatten()(row)
+        for _ in range(4):
+            x = keras.layers.Dense(16, activation="relu")(x)
+        answer = keras.layers.Dense(10, activation="softmax")(x)
+        plain = keras.Model(row, answer)
+        plain.compile("adam", "sparse_categorical_crossentropy")
+        return plain
+
+    plain = build()
+    x, y = names["x_train"], names["y_train"]
+    plain.fit(x, y, epochs=20, verbose=0)
+    names.update(
+        plain=plain,
+        x_search=names["x_test"],
+        y_search=names["y_test"],
+        cloud=ee.cost.profile(ee.tuning.train_candidates(plain, x, y)),
+        costs=np.array([0.2, 0.5, 1.0]),
+        accuracies=np.array([0.8, 0.7, 0.9]),
+        **dict(build=build, optuna=optuna, x=x, y=y),
+        **dict(x_val=names["x_test"], y_val=names["y_test"]),
+    )
+    # Fewer trials, and what so small a network can reach.
+    yield [
+        ("max_trials=30", "max_trials=2"),
+        ("n_trials=30", "n_trials=1"),
+        ("exits=(1, 4)", "exits=(1, 2)"),
+        ("min_accuracy=0.95", "min_accuracy=0.5"),
+        ("min_accuracy=0.93", "min_accuracy=0.5"),
+        ("epsilon=0.02", "epsilon=0.1"),
+    ]
+
+
 @contextlib.contextmanager
 def _nothing(names):
     yield
 
 
-@pytest.mark.parametrize("page", [x for x in PAGES if x != _STARTED])
+# They train or measure for a minute and more.
+_LONG = ("planning.md", "training.md", "tuning.md")
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(x, marks=[pytest.mark.long] if x in _LONG else [])
+        for x in PAGES
+        if x != _STARTED
+    ],
+)
 def test_a_page(page, setting):
     with _PREPARED.get(page, _nothing)(setting) as replaced:
         guide.run(guide.DOCS / page, setting, replaced or (), epochs=1)
@@ -170,6 +220,7 @@ def test_the_page_to_start_with(started):
     assert path.exists()
 
 
+@pytest.mark.long
 def test_the_readme(setting):
     setting["keras_model"] = setting["plain"]
     setting.update(x=setting["x_train"], y=setting["y_train"])
