@@ -30,6 +30,11 @@ def observed(model, x, y=None, needs_labels=False, check=None):
         x = observe(model, x, y, with_labels=needs_labels)
     if needs_labels and x.labels is None:
         raise _labels_missing()
+    if not len(x):
+        raise ValueError(
+            "Expected at least one calibration sample. Received: none. Look "
+            "at how the samples were divided."
+        )
     return x
 
 

@@ -303,6 +303,12 @@ def test_errors_leave_the_policy_as_it_was(model, options, message):
     assert model.policy.threshold == 0.123
 
 
+def test_no_samples_are_refused(model):
+    seen = observe(model, pixels("calibration")[0])
+    with pytest.raises(ValueError, match="at least one calibration sample"):
+        ee.calibrate(model, seen.take(slice(1000, None)))
+
+
 def test_observations_of_another_policy_are_refused(model):
     seen = observe(model, pixels("calibration")[0])
     other = dataclasses.replace(seen, policy_name="learned")

@@ -106,6 +106,23 @@ def _(names):
     yield
 
 
+@prepares("thresholds.md")
+@contextlib.contextmanager
+def _(names):
+    thresholds = np.linspace(1, 0, 11)
+    seen = ee.calibration.observe(
+        names["model"], names["x_calibration"], names["y_calibration"]
+    )
+    taken = seen.exit_index_grid(thresholds)
+    wrong = np.stack([seen.answers(k) != seen.labels for k in range(3)], axis=1)
+    names.update(
+        thresholds=thresholds,
+        losses=np.take_along_axis(wrong * 1.0, taken, axis=1),
+        late=(taken == 2) * 1.0,
+    )
+    yield
+
+
 @prepares("drift.md")
 @contextlib.contextmanager
 def _(names):
