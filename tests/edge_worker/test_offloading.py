@@ -24,6 +24,8 @@ KINDS = {
     "int8": "i1",
     "uint8_channel": "u1",
     "int8_channel": "i1",
+    "uint4": "u1",
+    "uint4_channel": "u1",
 }
 
 
