@@ -14,6 +14,8 @@ import pytest
 
 import keras_earlyexit as ee
 
+# How well so short a training goes is not what is tested.
+pytestmark = pytest.mark.filterwarnings("ignore:Nobody leaves early")
 # What a page expects of its reader beyond the setting of the guide, by page.
 _PREPARED = {}
 _STARTED = "get-started.md"
