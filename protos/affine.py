@@ -68,8 +68,10 @@ def dequantize(stored, scale, offset):
     if not (scale > 0).all():
         return None
     limits = np.iinfo(stored.dtype)
-    ends = offset + np.float64([[limits.min], [limits.max]]) * scale
-    peak = np.abs(ends).max()
+    peak = _peak(limits.min, limits.max, scale, offset)
+    if peak > _SAFE and stored.size:
+        # Fewer bits may be used than there are.
+        peak = _peak(stored.min(), stored.max(), scale, offset)
     if peak > _ROUNDED_MAX:
         return None
     if peak > _SAFE:
@@ -79,3 +81,8 @@ def dequantize(stored, scale, offset):
     values *= scale
     values += offset
     return values
+
+
+def _peak(lowest, highest, scale, offset):
+    """The largest magnitude that numbers between these can stand for."""
+    return np.abs(offset + np.float64([[lowest], [highest]]) * scale).max()

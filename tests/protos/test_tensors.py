@@ -88,6 +88,13 @@ def test_ranges_at_the_edge(name, values):
         assert close(array, through(array, codec), codec)
 
 
+@pytest.mark.parametrize("largest", [2e37, 3e38])
+def test_four_bits_of_a_wide_range(largest):
+    array = np.repeat(np.float32([[0, largest]]), 32, axis=0)
+    for codec in ("uint4+zstd", "uint4_channel+zstd"):
+        assert close(array, through(array, codec), codec)
+
+
 def test_a_constant_is_exact():
     array = np.full((2, 3), 0.1, np.float32)
     for name in ("uint8", "int8", "uint8_channel"):
