@@ -17,8 +17,8 @@ QUICKER = {
     "report": ("--dry-run",),
     "bench": ("--repeats", "1"),
 }
-#: Segments to merge come from two machines.
-ONLY_HELP = ("merge", "widen")
+#: Segments to merge come from two machines, networks to tune from the reader.
+ONLY_HELP = ("merge", "tune", "widen")
 
 
 def commands():

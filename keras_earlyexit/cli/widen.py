@@ -2,7 +2,6 @@
 
 from typing import Annotated
 
-import numpy as np
 import typer
 
 from keras_earlyexit.cli import options
@@ -72,7 +71,7 @@ def widen(
 
 def _accuracy(model, name, x, y):
     answers = model.net.predict(x, verbose=0)[name]
-    return float((answers.argmax(axis=-1) == np.reshape(y, -1)).mean())
+    return float((answers.argmax(axis=-1) == y.reshape(-1)).mean())
 
 
 def _print(facts):
