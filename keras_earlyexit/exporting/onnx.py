@@ -1,5 +1,7 @@
 """Stages as ONNX files, by tf2onnx."""
 
+import contextlib
+
 import numpy as np
 
 from keras_earlyexit.exporting.functions import as_function
@@ -31,6 +33,8 @@ def convert(stage, specs):
         ) from error
     function = as_function(stage, specs, plain=True)
     try:
+        with _inner_functions_opened():
+            function.get_concrete_function()
         model, _ = tf2onnx.convert.from_function(
             function,
             function.input_signature,
@@ -45,6 +49,23 @@ def convert(stage, specs):
         ) from error
     _keep_constants(model, function.get_concrete_function())
     return model.SerializeToString()
+
+
+@contextlib.contextmanager
+def _inner_functions_opened():
+    """Lets functions inside layers become part of the graph around them.
+
+    Keras gives grouped convolutions to XLA in a function of their own, and
+    ONNX Runtime knows no such functions.
+    """
+    import tensorflow as tf
+
+    before = tf.config.functions_run_eagerly()
+    tf.config.run_functions_eagerly(True)
+    try:
+        yield
+    finally:
+        tf.config.run_functions_eagerly(before)
 
 
 def _keep_constants(model, concrete):

@@ -16,9 +16,6 @@ pytestmark = pytest.mark.skipif(
 REPRESENTATIVE = [("litert", "MobileNetV2"), ("onnx", "MobileNetV2")]
 # Its cells take two earlier cells, so that it has few legal cuts.
 EXITS = {"NASNetMobile": ["stem_bn1", "normal_concat_12"]}
-# Its depthwise convolutions are functions to tf2onnx, which ONNX Runtime does
-# not know.
-REFUSED = ("onnx", "ConvNeXtTiny")
 # Share of the initial statistics that stays. With more of them these fade.
 MOMENTUM = {"MobileNetV2": 0.0, "Xception": 0.03}
 
@@ -26,8 +23,6 @@ MOMENTUM = {"MobileNetV2": 0.0, "Xception": 0.03}
 def cases():
     for name in applications.IMAGE_SIZES:
         for format in ("litert", "saved_model", "onnx", "keras"):
-            if (format, name) == REFUSED:
-                continue
             marks = (
                 [] if (format, name) in REPRESENTATIVE else [pytest.mark.long]
             )
@@ -77,18 +72,3 @@ def test_answers_from_a_bundle(format, name, tmp_path):
         expected = answers[exit_name]
         assert np.ptp(expected, axis=0).max() > 5e-4, "all answers are alike"
         np.testing.assert_allclose(found[exit_name], expected, atol=1e-4)
-
-
-@pytest.mark.long
-@pytest.mark.skipif(not HAS_ONNX, reason="tf2onnx is missing")
-def test_what_cannot_be_written_is_refused(tmp_path):
-    format, name = REFUSED
-    model = ee.add_exits(applications.build(name), copy=True)
-    with pytest.raises((RuntimeError, ValueError), match="(?i)onnx"):
-        ee.export(
-            model,
-            tmp_path / "bundle",
-            format=format,
-            representative=applications.images(name, 2),
-        )
-    assert list(tmp_path.iterdir()) == []

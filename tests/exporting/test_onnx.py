@@ -25,3 +25,18 @@ def test_plain_tensors_that_layers_hold_are_stored(tmp_path):
     for name, expected in model(rows).items():
         if name in found:
             np.testing.assert_allclose(found[name], expected, atol=1e-5)
+
+
+def test_grouped_convolutions(tmp_path):
+    images = np.random.default_rng(0).normal(size=(20, 6, 6, 4))
+    images = images.astype("float32")
+    image = keras.Input((6, 6, 4), name="image")
+    x = keras.layers.Conv2D(8, 3, groups=4, name="grouped")(image)
+    x = keras.layers.Flatten()(keras.layers.Conv2D(8, 3, name="conv")(x))
+    outputs = keras.layers.Dense(3, activation="softmax", name="head")(x)
+    model = ee.add_exits(keras.Model(image, outputs), ["grouped"])
+    ee.export(model, tmp_path / "bundle", format="onnx", representative=images)
+    found = ee.load_bundle(tmp_path / "bundle").all_exits(images)
+    for name in model.exit_names:
+        expected = model(images)[name]
+        np.testing.assert_allclose(found[name], expected, atol=1e-5)
