@@ -48,7 +48,7 @@ def main():
         plain.compile(
             keras.optimizers.Adam(1e-3),
             "sparse_categorical_crossentropy",
-            ["accuracy"],
+            metrics=["accuracy"],
         )
         with console.status(f"Training the network, {options.epochs} epochs"):
             plain.fit(*train, batch_size=64, epochs=options.epochs, verbose=0)

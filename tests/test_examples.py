@@ -153,7 +153,10 @@ ROUTED = r"│ routed\s+│\s+([\d.]+)%\s+│\s+([\d.]+)"
     [
         ("tabular", (), 90),
         ("text", ("--epochs", 2), 80),
-        ("pretrained", ("--epochs", 1, "--exit-epochs", 2), 10),
+        pytest.param(
+            *("pretrained", ("--epochs", 1, "--exit-epochs", 2), 10),
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_kinds_of_data(name, flags, least, tmp_path):
@@ -170,6 +173,7 @@ def test_kinds_of_data(name, flags, least, tmp_path):
         assert keras.models.load_model(tmp_path / "model.keras").exit_layers
 
 
+@pytest.mark.long
 def test_export_litert(tmp_path):
     shown = run(
         EXAMPLES / "export_litert.py", "--epochs", 2, "--output", tmp_path
@@ -180,6 +184,7 @@ def test_export_litert(tmp_path):
     assert small < middle < large
 
 
+@pytest.mark.long
 def test_privacy_probe(tmp_path):
     shown = run(
         EXAMPLES / "privacy_probe.py", "--epochs", 3, "--output", tmp_path
