@@ -89,6 +89,34 @@ def read(path):
         return file.read(MAX_BYTES + 1)
 
 
+class InFile:
+    """A value that is kept in a file of JSON, by `to_json` and `from_json`."""
+
+    def save(self, path):
+        """Writes it to a JSON file, whole or not at all.
+
+        Args:
+            path: Where to; a file that is there is replaced.
+        """
+        write(path, self.to_json())
+
+    @classmethod
+    def load(cls, path):
+        """Reads it from a file that `save` wrote.
+
+        Args:
+            path: The file.
+
+        Returns:
+            What was saved.
+
+        Raises:
+            OSError: If there is no such file.
+            TypeError, ValueError: As in `from_json`.
+        """
+        return cls.from_json(read(path))
+
+
 def each(found, name):
     """The list under a name."""
     if not isinstance(found[name], list):

@@ -6,7 +6,10 @@ import re
 ROOT = pathlib.Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 _BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-_EPOCHS = re.compile(r"\bepochs=\d+")
+_EPOCHS = re.compile(r"(?<=\bepochs=)\d+")
+# The same kind of network as on the pages, with as many exits, which is made
+# ready for training three times as fast.
+_SMALLER = (("resnet_cifar(20", "resnet_cifar(8"),)
 
 
 def blocks(path):
@@ -17,7 +20,7 @@ def blocks(path):
         yield "\n" * text.count("\n", 0, found.start(1)) + found.group(1)
 
 
-def run(path, names, replaced=(), epochs=None):
+def run(path, names, replaced=(), epochs=lambda count: 1):
     """Runs the Python of a page, one piece after another.
 
     Args:
@@ -25,11 +28,10 @@ def run(path, names, replaced=(), epochs=None):
         names: The variables that are there, and what comes of them.
         replaced: Pairs of texts: a machine that readers have, and what stands
             here in its place.
-        epochs: What every number of epochs is made, to be quick.
+        epochs: From a number of epochs to how many are enough here.
     """
     for block in blocks(path):
-        for old, new in replaced:
+        for old, new in (*_SMALLER, *replaced):
             block = block.replace(old, new)
-        if epochs is not None:
-            block = _EPOCHS.sub(f"epochs={epochs}", block)
+        block = _EPOCHS.sub(lambda found: str(epochs(int(found[0]))), block)
         exec(compile(block, str(path), "exec"), names)

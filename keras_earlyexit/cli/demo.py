@@ -1,5 +1,6 @@
 """`keras-earlyexit demo`: a page to try a model on."""
 
+import contextlib
 import importlib.util
 import os
 import pathlib
@@ -75,9 +76,13 @@ def demo(
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(ExitCode.OK))
     if data == _DIGITS:
         calibration = calibration or "calibration"
-    with tempfile.TemporaryDirectory(prefix="keras-earlyexit-") as folder:
+    _check_packages()
+    with (
+        # What takes long comes later.
+        _listening(port) as listener,
+        tempfile.TemporaryDirectory(prefix="keras-earlyexit-") as folder,
+    ):
         os.environ["GRADIO_TEMP_DIR"] = str(pathlib.Path(folder, "files"))
-        _check_packages()
         import_keras()
         loaded = _load_model(model)
         found, others = (
@@ -86,11 +91,30 @@ def demo(
         )
         names = class_names.split(",") if class_names else found.class_names
         say = (lambda text: None) if as_json else print_text
-        _run(loaded, found, others, names, folder, say, port, browser, as_json)
+        _run(
+            *(loaded, found, others, names, folder),
+            *(say, listener, browser, as_json),
+        )
     return ExitCode.OK
 
 
-def _run(model, found, others, names, folder, say, port, browser, as_json):
+@contextlib.contextmanager
+def _listening(port):
+    from keras_earlyexit.live import server
+
+    with contextlib.ExitStack() as stack:
+        try:
+            listener = stack.enter_context(server.listening(port))
+        except OSError as error:
+            raise CommandError(
+                f"Port {port} cannot be had: {error}. Name another one, or "
+                "none: the system then chooses.",
+                ExitCode.INPUT,
+            ) from error
+        yield listener
+
+
+def _run(model, found, others, names, folder, say, listener, browser, as_json):
     from keras_earlyexit.live import images, page, processes, server, trying
     from keras_earlyexit.report.samples import names_of
 
@@ -120,7 +144,7 @@ def _run(model, found, others, names, folder, say, port, browser, as_json):
                 webbrowser.open(url)
 
         made = page.build(tried, images.Images(found.x))
-        server.serve(made, port, ready)
+        server.serve(made, listener, ready)
     finally:
         split.close()
 

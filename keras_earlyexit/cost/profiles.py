@@ -27,7 +27,7 @@ from keras_earlyexit.cost.measured import (
 
 
 @dataclasses.dataclass(frozen=True)
-class DeviceProfile:
+class DeviceProfile(json_values.InFile):
     """How long a model takes on a device; see `ee.cost.profile`.
 
     Sizes between those measured are interpolated. Below the smallest a batch
@@ -318,30 +318,6 @@ class DeviceProfile:
                 another version, or says something that cannot be.
         """
         return cls(**profile_text.parse(content))
-
-    def save(self, path):
-        """Writes the profile to a JSON file, whole or not at all.
-
-        Args:
-            path: Where to; a file that is there is replaced.
-        """
-        json_values.write(path, self.to_json())
-
-    @classmethod
-    def load(cls, path):
-        """Reads a profile from a file that `save` wrote.
-
-        Args:
-            path: The file.
-
-        Returns:
-            A `DeviceProfile`.
-
-        Raises:
-            OSError: If there is no such file.
-            TypeError, ValueError: As in `from_json`.
-        """
-        return cls.from_json(json_values.read(path))
 
     def __str__(self):
         return profile_text.table(self)

@@ -17,6 +17,7 @@ import typing
 import numpy as np
 
 import keras_earlyexit as ee
+from keras_earlyexit import supervision
 
 _START_S = 120.0
 _ANSWER_S = 30.0
@@ -57,9 +58,8 @@ class Worker:
 
     def __init__(self, module, *arguments):
         self._lines = queue.SimpleQueue()
-        self._process = subprocess.Popen(
+        self._process = supervision.start(
             [sys.executable, "-m", module, "serve", "--insecure", *arguments],
-            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -96,6 +96,7 @@ class Worker:
             self._process.kill()
             self._process.wait()
         self._reader.join()
+        self._process.stdin.close()
         self._process.stdout.close()
 
     def _read(self):

@@ -1,5 +1,6 @@
 """Serves the page on this machine, and to nobody else."""
 
+import contextlib
 import socket
 
 from keras_earlyexit.live import page
@@ -15,16 +16,30 @@ _POLICY = (
 )
 
 
-def serve(blocks, port=0, ready=lambda url: None):
+@contextlib.contextmanager
+def listening(port=0):
+    """A socket on the loopback address, for `serve`.
+
+    Args:
+        port: Its port; 0 lets the system choose.
+
+    Raises:
+        OSError: If the port is taken.
+    """
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((_HOSTS[0], port))
+        listener.listen()
+        yield listener
+
+
+def serve(blocks, listener, ready=lambda url: None):
     """Serves a page until the process is told to stop.
 
     Args:
         blocks: What `page.build` made.
-        port: Port on the loopback address; 0 lets the system choose.
+        listener: What `listening` gave.
         ready: Called with the address of the page when it can be opened.
-
-    Raises:
-        OSError: If the port is taken.
     """
     import fastapi
     import gradio as gr
@@ -53,12 +68,8 @@ def serve(blocks, port=0, ready=lambda url: None):
         show_error=True,
         **page.style(),
     )
-    with socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((_HOSTS[0], port))
-        listener.listen()
-        url = f"http://{_HOSTS[0]}:{listener.getsockname()[1]}/"
-        server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
-        # Whoever comes now waits for a moment.
-        ready(url)
-        server.run(sockets=[listener])
+    url = f"http://{_HOSTS[0]}:{listener.getsockname()[1]}/"
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+    # Whoever comes now waits for a moment.
+    ready(url)
+    server.run(sockets=[listener])

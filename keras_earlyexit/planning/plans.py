@@ -108,7 +108,7 @@ class PlanRow:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class Plan(json_values.InFile):
     """Where to cut a model; see `ee.plan_cut`.
 
     Args:
@@ -266,30 +266,6 @@ class Plan:
                 another version, or says something that cannot be.
         """
         return cls(**wording.parse(content, cls, PlanRow))
-
-    def save(self, path):
-        """Writes the plan to a JSON file, whole or not at all.
-
-        Args:
-            path: Where to; a file that is there is replaced.
-        """
-        json_values.write(path, self.to_json())
-
-    @classmethod
-    def load(cls, path):
-        """Reads a plan from a file that `save` wrote.
-
-        Args:
-            path: The file.
-
-        Returns:
-            A `Plan`.
-
-        Raises:
-            OSError: If there is no such file.
-            TypeError, ValueError: As in `from_json`.
-        """
-        return cls.from_json(json_values.read(path))
 
     def __str__(self):
         return wording.table(self)

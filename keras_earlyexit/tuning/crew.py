@@ -6,17 +6,16 @@ that comes back under the same name is given that trial again: so whoever dies
 is started anew. None outlives the process that has started them.
 """
 
-import contextlib
 import os
 import pathlib
 import socket
 import subprocess
 import sys
-import threading
 import time
 
+from keras_earlyexit import supervision
+
 CHIEF = "chief"
-SUPERVISED = "KERAS_EARLYEXIT_SUPERVISED"
 _ID, _IP, _PORT = (
     f"KERASTUNER_{name}" for name in ("TUNER_ID", "ORACLE_IP", "ORACLE_PORT")
 )
@@ -35,19 +34,6 @@ def role():
     if _IP not in os.environ:
         return None
     return CHIEF if CHIEF in os.environ.get(_ID, "") else "worker"
-
-
-def end_with_parent():
-    """Ends this process when the one that has started it is gone."""
-
-    def wait():
-        with contextlib.suppress(OSError):
-            while os.read(0, 4096):
-                pass
-        os._exit(1)
-
-    if SUPERVISED in os.environ:
-        threading.Thread(target=wait, daemon=True).start()
 
 
 def free_port():
@@ -154,19 +140,14 @@ class Crew:
         host, port = self._address
         environment = {
             **os.environ,
-            SUPERVISED: "1",
             _ID: name,
             _IP: host,
             _PORT: str(port),
         }
         self._logs.mkdir(parents=True, exist_ok=True)
         with open(self._log(name), "ab") as log:
-            process = subprocess.Popen(
-                self._command,
-                env=environment,
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
+            process = supervision.start(
+                self._command, environment, stdout=log, stderr=log
             )
         self._tell(f"started {name} (process {process.pid})")
         return process

@@ -11,7 +11,8 @@ def started(tmp_path_factory):
     names = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        guide.run(guide.DOCS / "get-started.md", names)
+        page = guide.DOCS / "get-started.md"
+        guide.run(page, names, epochs=lambda count: count // 2)
     return names, folder / "digits.keras"
 
 

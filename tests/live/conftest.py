@@ -16,6 +16,7 @@ def data():
 
 @pytest.fixture(scope="session")
 def model(data):
+    keras.utils.set_random_seed(0)
     inputs = keras.Input((8, 8, 1))
     x = inputs
     for k in range(3):

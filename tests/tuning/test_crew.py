@@ -12,8 +12,9 @@ from keras_earlyexit.tuning import crew
 # The name of the process is what it does.
 SCRIPT = """
 import os, pathlib, sys, time
+from keras_earlyexit import supervision
 from keras_earlyexit.tuning import crew
-crew.end_with_parent()
+supervision.end_with_parent()
 name = os.environ["KERASTUNER_TUNER_ID"]
 with open(f"{name}.starts", "a") as file:
     file.write(f"{os.getpid()} {crew.role()}\\n")
