@@ -47,6 +47,9 @@ GENERATOR := grpcio-tools==1.74.0
 INSTALL_ALONE := $(BIN) -m pip install --quiet --disable-pip-version-check \
 	--no-input --no-deps
 
+# A worker for each core, each with about 2 GB of memory.
+PARALLEL := --numprocesses auto --maxprocesses 4 --dist worksteal
+
 AS_ROOT = $(if $(filter-out 0,$(shell id -u)),sudo)
 
 .PHONY: help venv demo test browser test-long test-faults test-fuzz lint \
@@ -75,7 +78,7 @@ demo: $(VENV)/.installed-demo
 
 test: $(VENV)/.installed-test
 	@echo "==> Running the tests"
-	@$(BIN) -m pytest $(ARGS)
+	@$(BIN) -m pytest $(PARALLEL) $(ARGS)
 
 # Without these the tests of pages skip. apt-get asks for root.
 browser: $(VENV)/.installed-test

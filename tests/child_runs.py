@@ -1,8 +1,8 @@
-"""Runs of the marked tests on other Keras backends, beside the main run.
+"""Runs of the marked tests on other Keras backends.
 
 Keras takes its backend at import and keeps it, so each other backend gets a
-child process. It starts with the main run, on another core, and
-`test_backends.py`, which comes last, waits for its result.
+child process. `test_backends.py`, which comes first, starts it and waits; the
+other tests run meanwhile where pytest has several workers (`make test`).
 """
 
 import importlib.util
@@ -10,7 +10,6 @@ import os
 import pathlib
 import subprocess
 import sys
-import tempfile
 
 TESTS = pathlib.Path(__file__).parent
 BACKENDS = ("jax", "tensorflow", "torch")
@@ -29,48 +28,39 @@ def others():
     )
 
 
-class ChildRun:
-    """The marked tests on one backend, in a process that runs already."""
+def run(backend, within_s):
+    """Runs the marked tests on a backend; its status and what it printed.
 
-    def __init__(self, backend):
-        self._backend = backend
-        self._output = tempfile.TemporaryFile("w+", encoding="utf-8")
-        environment = {
-            **os.environ,
-            "KERAS_BACKEND": backend,
-            IS_CHILD: "1",
-            # Many small programs are compiled and each is run a few times.
-            "XLA_FLAGS": "--xla_backend_optimization_level=0 "
-            "--xla_llvm_disable_expensive_passes=true",
-        }
-        # What was asked of this run, such as -k, is not meant for the child.
-        environment.pop("PYTEST_ADDOPTS", None)
-        self._process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "pytest", "-q", "--color=no"),
-                *("-m", "backends and not faults and not fuzz and not long"),
-                *("-p", "no:cacheprovider"),
-                *map(str, marked_files()),
-            ],
-            cwd=TESTS.parent,
-            env=environment,
-            stdout=self._output,
-            stderr=subprocess.STDOUT,
-        )
-
-    def wait(self, within_s):
-        """Waits for the end; returns the exit status and what was printed."""
-        status = self._process.wait(within_s)
-        self._output.seek(0)
-        # Marked line by line, so that nobody takes it for the main run's.
-        lines = self._output.read().splitlines()
-        return status, "\n".join(f"{self._backend} | {x}" for x in lines)
-
-    def close(self):
-        if self._process.poll() is None:
-            self._process.kill()
-            self._process.wait(10)
-        self._output.close()
+    Raises:
+        subprocess.TimeoutExpired: If it takes longer; it is ended then.
+    """
+    environment = {
+        **os.environ,
+        "KERAS_BACKEND": backend,
+        IS_CHILD: "1",
+        # Many small programs are compiled and each is run a few times.
+        "XLA_FLAGS": "--xla_backend_optimization_level=0 "
+        "--xla_llvm_disable_expensive_passes=true",
+    }
+    # What was asked of this run, such as -k, is not meant for the child.
+    environment.pop("PYTEST_ADDOPTS", None)
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "pytest", "-q", "--color=no"),
+            *("-m", "backends and not faults and not fuzz and not long"),
+            *("-p", "no:cacheprovider", "-p", "no:xdist"),
+            *map(str, marked_files()),
+        ],
+        cwd=TESTS.parent,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=within_s,
+        encoding="utf-8",
+    )
+    # Marked line by line, so that nobody takes it for the main run's.
+    lines = done.stdout.splitlines()
+    return done.returncode, "\n".join(f"{backend} | {x}" for x in lines)
 
 
 def marked_files():

@@ -20,11 +20,10 @@ def test_this_process_runs_the_backend_that_was_asked_for():
     child_runs.IS_CHILD in os.environ, reason="this is the child run"
 )
 @pytest.mark.parametrize("backend", child_runs.BACKENDS)
-def test_marked_tests_pass_on(backend, request):
+def test_marked_tests_pass_on(backend):
     if backend == keras.backend.backend():
         pytest.skip(f"this run is on {backend} already")
     if backend not in child_runs.others():
         pytest.skip(f"{backend} is not installed")
-    child = request.config.child_runs[backend]
-    status, output = child.wait(1200)
+    status, output = child_runs.run(backend, within_s=1200)
     assert status == 0, f"tests fail on {backend}\n{output}"
