@@ -25,6 +25,7 @@ UNDIVIDED = "undivided"
 #: Which samples go up, and the codec: the later segments that are trained.
 WAYS = (
     ("all", "uint8+zstd"),
+    ("non_exited", "uint8+zstd"),
     ("non_exited", "uint4+zstd"),
 )
 _ROUND = 3
