@@ -31,7 +31,15 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-WAYS = ("keras", "saved_model", "onnx", "litert")
+#: Arguments of the export, and threads of one call, by way.
+WAYS = {
+    "keras": ({"format": "keras"}, None),
+    "saved_model": ({"format": "saved_model"}, None),
+    "onnx": ({"format": "onnx"}, None),
+    "litert": ({"format": "litert"}, None),
+    "litert_2_threads": ({"format": "litert"}, 2),
+    "litert_int8": ({"format": "litert", "quantize": "int8"}, None),
+}
 
 
 def main():
@@ -73,17 +81,20 @@ def write(folder):
     model = ee.add_exits(plain, 2)
     model.save(folder / "model.keras")
     sizes = {"model": {"bytes": (folder / "model.keras").stat().st_size}}
-    for way in WAYS:
+    for way, (arguments, _) in WAYS.items():
         if way == "onnx" and importlib.util.find_spec("tf2onnx") is None:
             continue
-        report = ee.export(model, folder / way, format=way)
+        if "quantize" in arguments:
+            arguments = {**arguments, "representative": images(64)}
+        report = ee.export(model, folder / way, **arguments)
         sizes[way] = {"bytes": report.num_bytes}
     return sizes
 
 
 def measure(way, folder, options):
     """Medians over several processes."""
-    python = options.edge_python if way == "litert" else sys.executable
+    is_edge = way.startswith("litert")
+    python = options.edge_python if is_edge else sys.executable
     found = []
     for _ in range(options.starts):
         output = subprocess.run(
@@ -111,7 +122,7 @@ def child(way, folder, runs):
 
     import keras_earlyexit as ee
 
-    x = np.random.default_rng(0).normal(size=(1, 32, 32, 3)).astype("float32")
+    x = images(1)
     path = pathlib.Path(folder)
     if way == "model":
         import keras
@@ -121,7 +132,8 @@ def child(way, folder, runs):
         def answer(thresholds):
             return model.router.predict_exits(x, thresholds=thresholds)
     else:
-        bundle = ee.load_bundle(path / way)
+        _, num_threads = WAYS[way]
+        bundle = ee.load_bundle(path / way, num_threads=num_threads)
 
         def answer(thresholds):
             return bundle.route(x, thresholds)
@@ -135,6 +147,13 @@ def child(way, folder, runs):
     ):
         figures[name] = 1000 * median_seconds(answer, thresholds, runs)
     return {**figures, "resident_mb": resident_mb(), "engine": engine()}
+
+
+def images(count):
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(count, 32, 32, 3)).astype("float32")
 
 
 def median_seconds(answer, thresholds, runs):
