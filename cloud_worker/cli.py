@@ -79,7 +79,7 @@ def _with_flags(command):
     for name, field in Settings.model_fields.items():
         text = field.description
         if not field.is_required() and field.default is not None:
-            text = f"{text} [default: {field.default}]"
+            text = f"{text} (default: {field.default})"
         kind = _kind(field.annotation)
         option = typer.Option(help=text, show_default=False)
         flags[name] = (typing.Annotated[kind | None, option], None)

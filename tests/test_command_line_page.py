@@ -5,7 +5,10 @@ import re
 import shlex
 
 import pytest
+from rich.text import Text
 
+import cloud_worker.cli
+import edge_worker.cli
 from keras_earlyexit import cli
 from keras_earlyexit.cli import ExitCode, shared
 
@@ -72,6 +75,15 @@ def test_shared_options_have_one_form():
     # It was called --out once.
     several.pop("output", None)
     assert several == {}
+
+
+@pytest.mark.parametrize("program", [cli, edge_worker.cli, cloud_worker.cli])
+def test_nothing_is_lost_from_the_help(program):
+    """What stands in brackets is markup for who prints it."""
+    for command in program._app().commands.values():
+        for param in command.params:
+            text = getattr(param, "help", None) or ""
+            assert Text.from_markup(text).plain == text, command.name
 
 
 def test_the_page_runs(tmp_path, monkeypatch, capsys):

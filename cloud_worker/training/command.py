@@ -36,7 +36,7 @@ def train(
     segment: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Which segment to train, from 1 on [default: the last]."
+            min=1, help="Which segment to train, from 1 on (default: the last)."
         ),
     ] = None,
     base: Annotated[
@@ -55,7 +55,7 @@ def train(
         typer.Option(
             min=1,
             help="Average the edges' own segments when they ask for it, if so "
-            "many take part [default: no averages].",
+            "many take part (default: no averages).",
         ),
     ] = None,
     average_wait_s: Annotated[

@@ -16,7 +16,7 @@ def evaluate(
     data: options.Data,
     split: Annotated[
         str | None,
-        typer.Option(help="Which part of the data [default: test]."),
+        typer.Option(help="Which part of the data (default: test)."),
     ] = None,
     data_dir: options.DataDir = None,
     image_scale: options.ImageScale = 1.0,

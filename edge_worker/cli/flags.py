@@ -23,8 +23,8 @@ _FLAGS = {
     "edge_id": (
         str | None,
         None,
-        "What this edge calls itself [default: as its certificate, or the "
-        "host].",
+        "What this edge calls itself (default: as its certificate, or the "
+        "host).",
     ),
     "deadline": (float, 2.0, "Seconds that a batch may take."),
     "codec": (str, "float32", "Form in which features cross."),
@@ -43,8 +43,8 @@ _FLAGS = {
     "threshold": (
         list[float] | None,
         None,
-        "Threshold of the early exits, or given once for each [default: the "
-        "bundle's].",
+        "Threshold of the early exits, or given once for each (default: the "
+        "bundle's).",
     ),
     "num_threads": (int | None, None, "Threads that the stages may use."),
 }

@@ -19,7 +19,7 @@ def serve(
     ] = "127.0.0.1:8080",
     grpc: Annotated[
         str | None,
-        typer.Option(help="Loopback host:port for gRPC [default: none]."),
+        typer.Option(help="Loopback host:port for gRPC (default: none)."),
     ] = None,
     reload_every_s: Annotated[
         float,

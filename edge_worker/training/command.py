@@ -90,7 +90,7 @@ def train(
         typer.Option(
             min=1,
             help="Batches between averages of all edges' segments, whose "
-            "weights go up for that [default: no averages].",
+            "weights go up for that (default: no averages).",
         ),
     ] = None,
     average_patience_s: Annotated[
@@ -128,8 +128,8 @@ def train(
     edge_id: Annotated[
         str | None,
         typer.Option(
-            help="What this edge calls itself [default: as its certificate, "
-            "or 'edge']."
+            help="What this edge calls itself (default: as its certificate, "
+            "or 'edge')."
         ),
     ] = None,
     summary: Annotated[

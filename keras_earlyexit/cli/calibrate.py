@@ -31,7 +31,7 @@ def calibrate(
         typer.Option(
             "--output",
             "-o",
-            help="The .keras file to write [default: the model's own].",
+            help="The .keras file to write (default: the model's own).",
         ),
     ] = None,
     data_dir: options.DataDir = None,
@@ -39,7 +39,7 @@ def calibrate(
     image_scale: options.ImageScale = 1.0,
     policy: Annotated[
         str | None,
-        typer.Option(help="How exits are scored [default: as now]."),
+        typer.Option(help="How exits are scored (default: as now)."),
     ] = None,
     risk: Annotated[
         str,

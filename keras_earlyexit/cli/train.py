@@ -59,7 +59,7 @@ def train(
         str | None,
         typer.Option(
             help="How many early exits, or layers or shares of the work "
-            "between commas [default: 2]."
+            "between commas (default: 2)."
         ),
     ] = None,
     placement: Annotated[
@@ -68,13 +68,13 @@ def train(
     block: Annotated[str, typer.Option(help="Kind of exit block.")] = "pool",
     policy: Annotated[
         str | None,
-        typer.Option(help="How exits are scored [default: the objective's]."),
+        typer.Option(help="How exits are scored (default: the objective's)."),
     ] = None,
     task: Annotated[
         str | None,
         typer.Option(
-            help="classification, multilabel or regression [default: read "
-            "off the model's head]."
+            help="classification, multilabel or regression (default: read "
+            "off the model's head)."
         ),
     ] = None,
     objective: options.Objective = "eenet_v2",
@@ -87,7 +87,7 @@ def train(
         typer.Option(
             min=0,
             help="Epochs in which the exits learn alone, without their cost "
-            "[default: a third for eenet_v1 to v4, else 0].",
+            "(default: a third for eenet_v1 to v4, else 0).",
         ),
     ] = None,
     epochs: options.Epochs = 10,
