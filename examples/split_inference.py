@@ -59,8 +59,7 @@ def main():
         print(f"The cloud worker listens on {address}.")
         summary = ask(options, cut / "segment_0", address)
         milliseconds = one_by_one(cut / "segment_0", address, test[0][:400])
-    lines = (options.output / "answers.jsonl").read_text().splitlines()
-    answers = [json.loads(line) for line in lines]
+    answers = answers_in(options.output)
     show(model, options, summary, answers, test, milliseconds)
 
 
@@ -111,6 +110,11 @@ def ask(options, bundle, address):
     return json.loads(done.stdout)
 
 
+def answers_in(folder):
+    lines = (folder / "answers.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
 def one_by_one(bundle, address, x):
     """Milliseconds of single samples, by the exit that they left at."""
     found = collections.defaultdict(list)
@@ -131,6 +135,7 @@ def show(model, options, summary, answers, test, milliseconds):
     classes = np.argmax([answer["prediction"] for answer in answers], axis=-1)
     right = classes == y
     by = collections.Counter(answer["answered_by"] for answer in answers)
+    where = {answer["exit"]: answer["answered_by"] for answer in answers}
     sent = summary["bytes_up"] / max(by["cloud"], 1)
     table = Table(title=f"{len(y):,} samples of {options.data}")
     columns = (
@@ -147,13 +152,13 @@ def show(model, options, summary, answers, test, milliseconds):
         here = exits == index
         table.add_row(
             name,
-            "cloud" if index else "edge",
+            where.get(index, "-"),
             f"{here.mean():.1%}",
             f"{right[here].mean():.2%}" if here.any() else "-",
             f"{np.median(milliseconds[index]):.2f}"
             if milliseconds[index]
             else "-",
-            f"{sent:,.0f}" if index else "0",
+            f"{sent:,.0f}" if where.get(index) == "cloud" else "0",
         )
     table.add_section()
     raw = x[0].size

@@ -174,6 +174,17 @@ def test_kinds_of_data(name, flags, least, tmp_path):
 
 
 @pytest.mark.long
+def test_whole_story(tmp_path):
+    shown = run(
+        EXAMPLES / "whole_story.py",
+        *("--epochs", 1, "--exit-epochs", 1, "--output", tmp_path),
+    )
+    assert "same exit as the undivided model: 100.00%" in shown
+    assert "degraded" not in shown
+    assert (tmp_path / "cut" / "segment_1" / "manifest.json").exists()
+
+
+@pytest.mark.long
 def test_export_litert(tmp_path):
     shown = run(
         EXAMPLES / "export_litert.py", "--epochs", 2, "--output", tmp_path
