@@ -44,12 +44,12 @@ class Running:
     """
 
     def __init__(self, process):
-        self._pid = process.pid
+        self.pid = process.pid
         self.address = _address(process)
 
     def processor_seconds(self):
         """Seconds that its threads have run so far."""
-        stat = pathlib.Path(f"/proc/{self._pid}/stat").read_text()
+        stat = pathlib.Path(f"/proc/{self.pid}/stat").read_text()
         user, system = stat.rpartition(")")[2].split()[11:13]
         return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 

@@ -25,9 +25,10 @@ def main(arguments=None):
 
 def _app():
     # Not at the top: they import typer and pydantic.
+    from cloud_worker.capacity.command import capacity
     from cloud_worker.training.command import train
 
-    commands = [_with_flags(serve), train]
+    commands = [_with_flags(serve), train, capacity]
     about = "Answers what edge workers could not, in batches."
     return apps.app(NAME, about, commands, EXIT_CODES)
 

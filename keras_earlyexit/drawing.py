@@ -13,14 +13,15 @@ INK, MUTED, GRID = "#222222", "#666666", "#E3E3E3"
 DARK_TEXT, LIGHT_TEXT = "#1A1A1A", "#FDFDFD"
 
 
-def make_figure(width, height, heights=None, columns=1):
+def make_figure(width, height, heights=None, columns=1, shares=True):
     """A figure, and its axes.
 
     Args:
         width: In inches.
         height: In inches.
         heights: Ratios of as many axes above each other, or `None`.
-        columns: How many axes stand beside each other and share their rows.
+        columns: How many axes stand beside each other.
+        shares: Whether those have the same rows.
 
     Returns:
         The figure and its axes: one, or an array of them.
@@ -34,7 +35,7 @@ def make_figure(width, height, heights=None, columns=1):
         columns,
         squeeze=False,
         height_ratios=heights,
-        sharey="row" if columns > 1 else False,
+        sharey="row" if shares and columns > 1 else False,
     ).ravel()
     for axes in made:
         axes.set_axisbelow(True)

@@ -22,9 +22,11 @@ def _app():
     from edge_worker.cli.evaluate import evaluate
     from edge_worker.cli.flags import with_flags
     from edge_worker.cli.infer import infer
+    from edge_worker.cli.load import load
     from edge_worker.cli.serve import serve
     from edge_worker.training.command import train
 
-    commands = [*map(with_flags, (infer, evaluate, serve, doctor)), train]
+    answering = (infer, evaluate, serve, load, doctor)
+    commands = [*map(with_flags, answering), train]
     about = "Answers what an early exit can, asks a cloud worker for the rest."
     return apps.app(NAME, about, commands, EXIT_CODES)

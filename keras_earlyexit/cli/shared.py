@@ -28,6 +28,7 @@ PACKAGES = {
     "optuna": "optuna",
     "gradio": "demo",
     "grpcio": "split",
+    "simpy": "capacity",
     "ai-edge-litert": "edge",
     "ray": "serve",
 }

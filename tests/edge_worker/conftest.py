@@ -71,6 +71,10 @@ class CloudProcess:
             return [json.loads(x) for x in file if x.endswith("\n")]
 
     @property
+    def pid(self):
+        return self._process.pid
+
+    @property
     def address(self):
         return next(x["address"] for x in self.lines() if "address" in x)
 

@@ -1,0 +1,1 @@
+"""How many edges a cloud worker can have: simulated, from measured times."""

@@ -1,0 +1,1 @@
+"""Plays many edges against a real cloud worker."""
