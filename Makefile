@@ -29,6 +29,7 @@ USABLE := import ensurepip, sys, venv; \
 DEMO_EXTRAS := data,edge,report
 TEST_EXTRAS := test
 LINT_EXTRAS := lint
+NOTEBOOK_EXTRAS := notebooks
 BROWSER_EXTRAS := browser,test
 DOCS_EXTRAS := docs
 
@@ -52,8 +53,8 @@ PARALLEL := --numprocesses auto --maxprocesses 4 --dist worksteal
 
 AS_ROOT = $(if $(filter-out 0,$(shell id -u)),sudo)
 
-.PHONY: help venv demo test browser test-long test-faults test-fuzz lint \
-	format bench protos docs clean distclean
+.PHONY: help venv demo test browser test-long test-faults test-fuzz \
+	test-notebooks lint format bench protos docs clean distclean
 
 help:
 	@echo "make demo        train and run a network with early exits [DATA=mnist]"
@@ -61,6 +62,7 @@ help:
 	@echo "make test-long   run the statistical tests, many minutes"
 	@echo "make test-faults run the tests that break things on purpose"
 	@echo "make test-fuzz   run the tests with random and broken input"
+	@echo "make test-notebooks  run the notebooks in a kernel"
 	@echo "make browser     install a browser, for the tests of pages (Debian)"
 	@echo "make lint        check style and formatting"
 	@echo "make format      mend style and formatting"
@@ -96,7 +98,9 @@ browser: $(VENV)/.installed-test
 	@$(INSTALL) '.[$(BROWSER_EXTRAS)]'
 	@echo "==> Done; make test ARGS='tests/live tests/report' uses them"
 
-test-long test-faults test-fuzz: test-%: $(VENV)/.installed-test
+test-notebooks: $(VENV)/.installed-notebooks
+
+test-long test-faults test-fuzz test-notebooks: test-%: $(VENV)/.installed-test
 	@echo "==> Running the tests marked $*"
 	@$(BIN) -m pytest -m $* --timeout 3600 $(ARGS)
 
@@ -139,6 +143,11 @@ $(VENV)/.installed-test: pyproject.toml $(VENV)/.made
 	@$(INSTALL) '.[$(TEST_EXTRAS)]'
 	@$(INSTALL_ALONE) '$(GENERATOR)'
 	@touch $@ $(VENV)/.installed-demo $(VENV)/.installed-lint
+
+$(VENV)/.installed-notebooks: pyproject.toml $(VENV)/.installed-test
+	@echo "==> Installing what runs notebooks into $(VENV)"
+	@$(INSTALL) '.[$(NOTEBOOK_EXTRAS)]'
+	@touch $@
 
 $(VENV)/.installed-lint: pyproject.toml $(VENV)/.made
 	@echo "==> Installing keras_earlyexit and the linter into $(VENV)"

@@ -22,8 +22,8 @@ class ExitCode(enum.IntEnum):
 
 EXIT_CODES = (
     "Exit status: 0 fine, 1 doctor found a problem, 2 wrong usage, 3 a package "
-    "is missing, 4 a file cannot be read, 5 unexpected error, 6 refused by the "
-    "cloud worker, 130 interrupted."
+    "is missing, 4 a file, data or value is not as it should be, 5 unexpected "
+    "error, 6 refused by the cloud worker, 130 interrupted."
 )
 
 

@@ -41,14 +41,15 @@ class ExitCode(enum.IntEnum):
     PROBLEM = 1  # doctor: something that is needed is missing
     USAGE = 2  # an unknown command or option
     MISSING = 3  # a package that the command needs is not installed
-    INPUT = 4  # a file that is not there or not what it should be
+    INPUT = 4  # a file, data or value that is not what it should be
     FAILED = 5  # anything unexpected; --debug shows the traceback
     INTERRUPTED = 130
 
 
 EXIT_CODES = (
     "Exit status: 0 fine, 1 doctor found a problem, 2 wrong usage, 3 a package "
-    "is missing, 4 a file cannot be read, 5 unexpected error, 130 interrupted."
+    "is missing, 4 a file, data or value is not as it should be, 5 unexpected "
+    "error, 130 interrupted."
 )
 
 

@@ -5,14 +5,15 @@ import os
 import guide
 import pytest
 
-nbformat = pytest.importorskip("nbformat")
-nbclient = pytest.importorskip("nbclient")
-pytest.importorskip("ipykernel")
+_HOW = "make test-notebooks"
+nbformat = pytest.importorskip("nbformat", reason=_HOW)
+nbclient = pytest.importorskip("nbclient", reason=_HOW)
+pytest.importorskip("ipykernel", reason=_HOW)
 
 NOTEBOOKS = sorted((guide.ROOT / "examples" / "notebooks").glob("*.ipynb"))
 
 
-@pytest.mark.long
+@pytest.mark.notebooks
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_notebook(path, tmp_path, monkeypatch):
