@@ -109,6 +109,23 @@ def train(
             min=1, help="Megabytes at most that wait for the further worker."
         ),
     ] = 256,
+    workers: Annotated[
+        str | None,
+        typer.Option(
+            help="host:port of all machines that train this segment together, "
+            "the one with the ledger first: HOST:PORT,HOST:PORT. Only "
+            "TensorFlow connects there, without any protection."
+        ),
+    ] = None,
+    worker_index: Annotated[
+        int, typer.Option(min=0, help="Which of --workers this is.")
+    ] = 0,
+    peer_timeout_s: Annotated[
+        float,
+        typer.Option(
+            min=1, help="Seconds without the other machines to begin anew."
+        ),
+    ] = 60.0,
     bundle: Annotated[
         list[pathlib.Path],
         typer.Option(
@@ -161,10 +178,19 @@ def train(
         token_file=token_file,
         insecure=insecure,
     )
+    crew = _crew(workers, worker_index, peer_timeout_s, listen, forward)
     loaded = load_model(model)
     parts, position = _segments(loaded, cut, base, segment)
     trained = parts[position]
     trained.compile(make_optimizer(optimizer, learning_rate))
+    stepper = None
+    if crew is not None:
+        from cloud_worker.training import replicas
+
+        if crew.index:
+            replicas.follow(trained, crew)
+            return ExitCode.OK
+        stepper = replicas.ReplicatedStepper(trained, crew)
     averaging = None
     if average_quorum is not None:
         averaging = _averaging(
@@ -212,11 +238,49 @@ def train(
             max_rows=max_batch,
             averaging=averaging,
             outlet=outlet,
+            stepper=stepper,
             publisher=publisher,
             answering=answering,
         )
     )
+    if stepper is not None:
+        stepper.close()
     return ExitCode.OK
+
+
+def _crew(workers, index, patience_s, listen, forward):
+    """The `Crew` of several machines, or `None` for one alone."""
+    if workers is None:
+        return None
+    from protos.addresses import split_address
+
+    addresses = [part.strip() for part in workers.split(",")]
+    ports = [split_address(x)[1] for x in addresses]
+    if len(set(addresses)) < 2 or 0 in ports or index >= len(addresses):
+        raise CommandError(
+            "Expected --workers with the addresses of at least two machines, "
+            "each with a port, and --worker-index as a place among them. "
+            f"Received: {workers!r} and {index}.",
+            ExitCode.USAGE,
+        )
+    if split_address(listen)[1] == 0 or forward is not None:
+        raise CommandError(
+            "Expected --workers for the last segment, with a port in --listen "
+            "at which edges find it after a new start. Received: --listen "
+            f"{listen}, --forward {forward or 'not given'}.",
+            ExitCode.USAGE,
+        )
+    import keras
+
+    if keras.backend.backend() != "tensorflow":
+        raise CommandError(
+            "Expected the TensorFlow backend for --workers. Received: "
+            f"{keras.backend.backend()}. Set KERAS_BACKEND=tensorflow.",
+            ExitCode.USAGE,
+        )
+    from cloud_worker.training.replicas import Crew
+
+    return Crew(addresses, index, patience_s)
 
 
 def _segments(model, cuts, base, position):

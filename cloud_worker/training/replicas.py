@@ -49,9 +49,7 @@ class Crew:
         import tensorflow as tf
 
         self.index, self.size = index, len(addresses)
-        self._tf, self._patience_s = tf, patience_s
-        self._lock = threading.Lock()
-        self._closed = threading.Event()
+        self._patience_s = patience_s
         resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
             tf.train.ClusterSpec({"worker": list(addresses)}),
             task_type="worker",
@@ -60,43 +58,59 @@ class Crew:
         )
         with self.within(_JOIN_S):
             self._strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver)
-        self._summed = tf.function(self._sum, reduce_retracing=True)
+        self._summed = tf.function(
+            lambda tensors: self.run(_add_each, tensors), reduce_retracing=True
+        )
 
     def sum(self, *arrays):
         """The sum over all machines of each of some arrays, as tensors."""
-        with self.within(self._patience_s):
-            return self._summed(tuple(map(self._tf.constant, arrays)))
+        import tensorflow as tf
+
+        with self.within():
+            return self._summed(tuple(map(tf.constant, arrays)))
 
     def run(self, function, arguments):
-        """Runs a function where it may use `add`, on all machines."""
-        with self.within(self._patience_s):
-            return self._strategy.run(function, args=arguments)
-
-    def add(self, tensors):
-        """Inside `run`: the sums over all machines."""
-        context = self._tf.distribute.get_replica_context()
-        # They have to be on a device to be sent from it.
-        tensors = self._tf.nest.map_structure(self._tf.identity, tensors)
-        return context.all_reduce("SUM", tensors)
+        """In a `tf.function`: calls what adds up over all machines."""
+        return self._strategy.run(function, args=arguments)
 
     @contextlib.contextmanager
-    def within(self, seconds):
+    def within(self, seconds=None):
         """Begins anew if what is inside takes longer, or finds no peer."""
+        import tensorflow as tf
+
+        lost = (
+            tf.errors.AbortedError,
+            tf.errors.CancelledError,
+            tf.errors.DeadlineExceededError,
+            tf.errors.FailedPreconditionError,
+            tf.errors.InternalError,
+            tf.errors.UnavailableError,
+            tf.errors.UnknownError,
+        )
+        seconds = self._patience_s if seconds is None else seconds
         timer = threading.Timer(seconds, begin_anew, ("no word in time",))
         timer.daemon = True
         timer.start()
         try:
             yield
-        except (self._tf.errors.OpError, RuntimeError) as error:
+        except lost as error:
             begin_anew(str(error).splitlines()[0])
         finally:
             timer.cancel()
 
-    def _sum(self, tensors):
-        # One by one: TensorFlow packs only what is of one type.
-        return self._strategy.run(
-            lambda *tensors: tuple(map(self.add, tensors)), args=tensors
-        )
+
+def add(tensors):
+    """Inside what a `Crew` runs: the sums of tensors over all machines."""
+    import tensorflow as tf
+
+    # They have to be on a device to be sent from it.
+    tensors = tf.nest.map_structure(tf.identity, tensors)
+    return tf.distribute.get_replica_context().all_reduce("SUM", tensors)
+
+
+def _add_each(*tensors):
+    """One by one: TensorFlow packs only what is of one type."""
+    return tuple(map(add, tensors))
 
 
 def begin_anew(reason):
@@ -118,10 +132,11 @@ class SharedSegment:
 
     def __init__(self, segment, crew):
         self._segment, self._crew = segment, crew
-        for layer in segment.net._flatten_layers():
+        import tensorflow as tf
+
+        for layer in segment.net.layers:
             if isinstance(layer, keras.layers.BatchNormalization):
                 layer.synchronized = True
-        tf = crew._tf
         self._gradients = tf.function(self._of_share, reduce_retracing=True)
         self._apply = tf.function(segment.optimizer.apply)
 
@@ -169,9 +184,9 @@ class SharedSegment:
             start, end = rows * index // size, rows * (index + 1) // size
             places, share = slice(start, end), (end - start) / rows
         part = [tensor[places] for tensor in (x, y, *weight)]
-        share = self._crew._tf.constant(share, "float32")
-        loss, right, gradients = self._gradients(share, *part)
-        self._apply(gradients)
+        with self._crew.within():
+            loss, right, gradients = self._gradients(np.float32(share), *part)
+            self._apply(gradients)
         return {"loss": float(loss), "accuracy": float(right)}
 
     def _of_share(self, share, x, y, weight=None):
@@ -179,7 +194,9 @@ class SharedSegment:
         return self._crew.run(self._of_replica, arguments)
 
     def _of_replica(self, share, x, y, weight):
-        segment, tf = self._segment, self._crew._tf
+        import tensorflow as tf
+
+        segment = self._segment
         with tf.GradientTape() as tape:
             outputs = segment(x, training=True)
             loss = segment.compute_loss(x, y, outputs, weight) * share
@@ -190,7 +207,7 @@ class SharedSegment:
             answers = outputs[segment.exit_names[-1]]
             found = keras.metrics.sparse_categorical_accuracy(y, answers)
             right = tf.cast(tf.reduce_mean(found), "float32") * share
-        return self._crew.add((loss, right, gradients))
+        return add((loss, right, gradients))
 
 
 class ReplicatedStepper:
@@ -235,6 +252,7 @@ class ReplicatedStepper:
         self._beating.join()
         with self._lock:
             self._shared.say(_STOP)
+        _log_end(self._segment)
 
     def _beat(self):
         while not self._closed.wait(_BEAT_S):
@@ -244,6 +262,8 @@ class ReplicatedStepper:
 
 def follow(segment, crew):
     """Does as the chief says until it says that it is over.
+
+    What has been trained is the chief's to keep; nothing is written here.
 
     Args:
         segment: A compiled `SegmentModel`, as the chief has it.
@@ -261,7 +281,14 @@ def follow(segment, crew):
             y = np.zeros((size, *labels[1]), labels[0])
             shared.learn(x, y, weight)
         elif command == _STOP:
-            return
+            break
+    _log_end(segment)
+
+
+def _log_end(segment):
+    """Says what has become of the weights, the same on all machines."""
+    digest = snapshots.weights_sha256(segment.weights)
+    logger.info("trained together", extra=fields(weights_sha256=digest))
 
 
 def _forms(segment):

@@ -115,10 +115,11 @@ class Trainer:
         self._busy_s, self._began = 0.0, None
 
     @classmethod
-    def for_segment(cls, segment, folder, outlet=None, **options):
+    def for_segment(cls, segment, folder, outlet=None, stepper=None, **options):
         """Trains a compiled `SegmentModel` that is not the first one."""
         agreement = segment.agreement(segment.position)
-        stepper = SegmentStepper(segment, outlet)
+        if stepper is None:
+            stepper = SegmentStepper(segment, outlet)
         return cls(stepper, agreement, folder, outlet=outlet, **options)
 
     @property
