@@ -9,7 +9,7 @@ import typer
 
 from keras_earlyexit.cli import options
 from keras_earlyexit.cli.models import load_model, make_optimizer
-from keras_earlyexit.cli.shared import CommandError, ExitCode
+from keras_earlyexit.cli.shared import CommandError, ExitCode, mendable
 
 _PATH = pathlib.Path | None
 
@@ -126,6 +126,12 @@ def train(
             min=1, help="Seconds without the other machines to begin anew."
         ),
     ] = 60.0,
+    data_parallel: Annotated[
+        bool,
+        typer.Option(
+            help="Share every batch among the devices of this machine, on JAX."
+        ),
+    ] = False,
     bundle: Annotated[
         list[pathlib.Path],
         typer.Option(
@@ -179,6 +185,11 @@ def train(
         insecure=insecure,
     )
     crew = _crew(workers, worker_index, peer_timeout_s, listen, forward)
+    if data_parallel:
+        from cloud_worker.training import devices
+
+        with mendable(ExitCode.USAGE):
+            devices.spread()
     loaded = load_model(model)
     parts, position = _segments(loaded, cut, base, segment)
     trained = parts[position]
@@ -208,6 +219,8 @@ def train(
         codec=forward_codec,
         journal_bytes=journal_mb << 20,
     )
+    if data_parallel:
+        stepper = devices.SpreadStepper(trained, outlet)
     publisher = None
     if publish is not None:
         publisher = _publisher(loaded, trained, publish, publish_format)
@@ -243,7 +256,7 @@ def train(
             answering=answering,
         )
     )
-    if stepper is not None:
+    if crew is not None:
         stepper.close()
     return ExitCode.OK
 

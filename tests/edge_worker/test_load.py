@@ -1,12 +1,14 @@
 """Many played edges against a cloud worker that is a process of its own."""
 
+import concurrent.futures
 import json
+import time
 
 import numpy as np
 import pytest
 
 import keras_earlyexit as ee
-from edge_worker import cli
+from edge_worker import EdgeWorker, cli
 from edge_worker.load.recording import record
 from edge_worker.load.tally import OUTCOMES, Tally
 from keras_earlyexit.bundle import BundleError
@@ -44,6 +46,44 @@ def test_every_call_is_answered_and_counted(run, cloud, tmp_path):
     assert facts["answered"] == facts["offered"] > 100
     assert 0 < facts["p50_ms"] <= facts["p99_ms"] <= 60_000
     assert facts["memory_mb"] > 10 and facts["worker_cores"] > 0
+
+
+@pytest.mark.long
+def test_five_hundred_edges(exported, rows, start_cloud, run, wanted):
+    """In bursts, with a real edge worker among them; memory stays flat."""
+    with (
+        start_cloud(exported.cloud, "--insecure", "--max-queue", "64") as cloud,
+        EdgeWorker(
+            exported.edge, cloud.address, insecure=True, deadline=1.0
+        ) as worker,
+        concurrent.futures.ThreadPoolExecutor(1) as pool,
+    ):
+        playing = pool.submit(
+            run,
+            *("--edges", "500", "--rate", "0.5", "--seconds", "40"),
+            *("--burst-factor", "5", "--deadline", "1", "--json"),
+            *("--pid", str(cloud.pid)),
+            target=cloud.address,
+        )
+        slowest = 0.0
+        while not playing.done():
+            started = time.monotonic()
+            found = worker.predict(rows)
+            slowest = max(slowest, time.monotonic() - started)
+            # Every answer is the model's, or says that it is not.
+            whole = np.asarray(found.answered_by) != "degraded"
+            np.testing.assert_allclose(
+                found.predictions[whole], wanted.predictions[whole], atol=1e-5
+            )
+        status, out, err = playing.result()
+    assert status == 0, err
+    facts = json.loads(out)
+    assert facts["offered"] == sum(facts[name] for name in OUTCOMES) > 5000
+    assert facts["failed"] == facts["degraded"] == 0
+    assert facts["answered"] > 0 and facts["slowest_answer_ms"] <= 1000
+    assert abs(facts["memory_growth_mb"]) < 8
+    # The deadline is kept, give or take what a loaded machine adds.
+    assert slowest < 10
 
 
 def test_late_answers_are_flagged(run):

@@ -136,3 +136,10 @@ def test_crews_that_cannot_be_are_refused(flags, capsys):
     arguments = ["train", "--model", "model.keras", "--insecure", *flags]
     assert cli.main(arguments) == 2
     assert "Expected --workers" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not ON_TENSORFLOW, reason="there it is allowed")
+def test_devices_are_shared_on_jax_only(capsys):
+    arguments = ["train", "--model", "model.keras", "--insecure"]
+    assert cli.main([*arguments, "--data-parallel"]) == 2
+    assert "Expected the JAX backend" in capsys.readouterr().err
