@@ -164,6 +164,7 @@ def test_a_model_that_is_there_is_trained_further(run, tmp_path):
         (("--objective", "branchynett"), ExitCode.USAGE, "Did you mean"),
         (("--policy", "max_prob"), ExitCode.INPUT, "Did you mean"),
         (("--optimizer", "adm"), ExitCode.USAGE, "Did you mean 'adam'?"),
+        (("--learning-rate", -1), ExitCode.USAGE, "above 0"),
         (("--input-shape", "8x8"), ExitCode.USAGE, "8x8"),
         (("--epochs", 0), ExitCode.USAGE, "--epochs"),
         (("-o", "model.h5"), ExitCode.USAGE, "ends in .keras"),

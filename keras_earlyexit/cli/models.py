@@ -1,6 +1,7 @@
 """Models as files: read with care, written whole or not at all."""
 
 import difflib
+import math
 import os
 import pathlib
 import zipfile
@@ -121,6 +122,12 @@ def make_optimizer(name, learning_rate=None):
         raise CommandError(
             f"Expected an optimizer: {', '.join(sorted(kinds))}. Received: "
             f"{name!r}.{hint}",
+            ExitCode.USAGE,
+        )
+    if learning_rate is not None and not 0 < learning_rate < math.inf:
+        raise CommandError(
+            "Expected --learning-rate to be a number above 0. Received: "
+            f"{learning_rate}.",
             ExitCode.USAGE,
         )
     config = {} if learning_rate is None else {"learning_rate": learning_rate}

@@ -11,7 +11,7 @@ import numbers
 
 import keras
 
-from keras_earlyexit import objectives
+from keras_earlyexit import blocks, objectives, placement, policies
 
 FREE = "free"
 OWN = "own"
@@ -94,6 +94,17 @@ class SearchSpace:
                 raise _wrong(name, getattr(self, name), "at least one name")
         for objective in _options(self.objectives).values():
             objectives.get(objective)
+        for policy in _options(self.policies).values():
+            if policy != OWN:
+                policies.get(policy)
+        self._check_names("blocks", blocks.KINDS)
+        self._check_names("placements", (FREE, *placement.RULES, "even"))
+
+    def _check_names(self, name, known):
+        for one in _options(getattr(self, name)).values():
+            if isinstance(one, str) and one not in known:
+                expected = f"one or several of {', '.join(known)}"
+                raise _wrong(name, one, expected)
 
     @property
     def block_options(self):
