@@ -61,7 +61,7 @@ def capacity(
     round_trip_ms: Annotated[
         float | None,
         typer.Option(
-            min=0, help="Round trip of an edge [default: that of --service]."
+            min=0, help="Round trip of an edge (default: that of --service)."
         ),
     ] = None,
     shared_bits_per_second: Annotated[
@@ -162,10 +162,10 @@ def _print(points, best, title):
     rows = [
         (
             f"{x.edges:,}",
-            f"{x.answered_per_second:,.1f}",
-            f"{x.in_time:.2%}",
-            f"{1e3 * x.p50_s:,.1f}",
-            f"{1e3 * x.p99_s:,.1f}",
+            f"{x.answered_per_second:,.0f}",
+            f"{x.in_time:.1%}",
+            f"{1e3 * x.p50_s:,.0f}",
+            f"{1e3 * x.p99_s:,.0f}",
             f"{x.cores_used:.2f}",
             x.bottleneck,
             f"{x.cost_per_million:,.3f}",
@@ -182,7 +182,7 @@ def _print(points, best, title):
             ">p99 ms",
             ">cores",
             "busiest",
-            ">cost/million",
+            ">cost/1M",
         ),
         rows,
     )
