@@ -58,6 +58,11 @@ def serve(config=None, print_config=False, **flags):
     from cloud_worker import forwarding, logs, server
 
     logs.configure(settings.log_level, sys.stdout)
+    if settings.engine == "ray":
+        from cloud_worker.engines import on_ray
+
+        asyncio.run(on_ray.serve(settings))
+        return ExitCode.OK
     forwarder = forwarding.make(settings)
     asyncio.run(server.serve(settings, forwarder))
     return ExitCode.OK
@@ -107,7 +112,8 @@ def _with_flags(command):
 def _kind(annotation):
     """What typer is to read for a setting; the schema checks it further."""
     if typing.get_origin(annotation) is tuple:
-        return list[pathlib.Path]
+        # Paths or URLs.
+        return list[str]
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         return _kind(typing.get_args(annotation)[0])
     if typing.get_origin(annotation) is typing.Annotated:

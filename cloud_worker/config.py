@@ -7,15 +7,30 @@ since it may be a misspelt `client_ca`.
 import math
 import os
 import pathlib
+import re
 from typing import Annotated, Literal
 
 import pydantic
 import pydantic_settings
 from pydantic import Field
 
+from keras_earlyexit.storage.urls import is_url
+
 PREFIX = "CLOUD_WORKER_"
 
 _Path = pathlib.Path
+
+
+def _place(value):
+    # A path would make one slash of the two.
+    return (
+        value if not isinstance(value, str) or is_url(value) else _Path(value)
+    )
+
+
+_Source = Annotated[str | _Path, pydantic.BeforeValidator(_place)]
+# In the environment paths stand as in PATH; URLs have a colon of their own.
+_BETWEEN = re.compile(f"{re.escape(os.pathsep)}(?!//)")
 _Count = Annotated[int, Field(ge=1, le=1_000_000)]
 _Port = Annotated[int, Field(ge=0, le=65535)]
 _Seconds = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
@@ -33,10 +48,10 @@ class Settings(pydantic_settings.BaseSettings):
     )
 
     bundle: Annotated[
-        tuple[_Path, ...], pydantic_settings.NoDecode, Field(min_length=1)
+        tuple[_Source, ...], pydantic_settings.NoDecode, Field(min_length=1)
     ] = Field(
-        description="Folder of a bundle, or a .keras file of a model with "
-        "exits; may be given several times."
+        description="Folder or URL of a bundle, or a .keras file of a model "
+        "with exits; may be given several times."
     )
     listen: str = Field(
         "127.0.0.1:50051",
@@ -139,6 +154,31 @@ class Settings(pydantic_settings.BaseSettings):
     metrics_host: str = Field(
         "127.0.0.1", description="Address for Prometheus to ask at."
     )
+    engine: Literal["local", "ray"] = Field(
+        "local",
+        description="What runs the stages: local, this process; ray, replicas "
+        "on Ray Serve.",
+    )
+    replicas: Annotated[int, Field(ge=1, le=10_000)] | None = Field(
+        None, description="Replicas on Ray, always as many."
+    )
+    max_replicas: Annotated[int, Field(ge=1, le=10_000)] | None = Field(
+        None,
+        description="Replicas on Ray at most: from one on, by the requests "
+        "that wait.",
+    )
+    replica_target: Annotated[
+        float, Field(gt=0, le=100_000, allow_inf_nan=False)
+    ] = Field(
+        16.0,
+        description="Requests of one replica, waiting or running, that "
+        "max_replicas aims at.",
+    )
+    ray_proxy: str | None = Field(
+        None,
+        description="host:port, on loopback, of the gRPC proxy of a Ray Serve "
+        "that runs already; none is started then.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info",
         description="debug, info, warning or error. Every request is a line "
@@ -148,8 +188,7 @@ class Settings(pydantic_settings.BaseSettings):
     @pydantic.field_validator("bundle", mode="before")
     @classmethod
     def _paths(cls, value):
-        # In the environment paths stand as in PATH.
-        return value.split(os.pathsep) if isinstance(value, str) else value
+        return _BETWEEN.split(value) if isinstance(value, str) else value
 
     @pydantic.model_validator(mode="after")
     def _go_together(self):
@@ -161,6 +200,11 @@ class Settings(pydantic_settings.BaseSettings):
         given = [x for x in _FORWARDING if getattr(self, x)]
         if self.forward is None and given:
             raise ValueError(f"{given[0]} is given without forward")
+        given = [x for x in _ON_RAY if getattr(self, x) is not None]
+        if self.engine != "ray" and given:
+            raise ValueError(f"{given[0]} is given without engine=ray")
+        if len(given) > 1:
+            raise ValueError(f"{given[0]} and {given[1]} are both given")
         return self
 
     def as_toml(self):
@@ -179,6 +223,8 @@ _FORWARDING = (
     "forward_token_file",
     "forward_insecure",
 )
+# Each of them without the others.
+_ON_RAY = ("replicas", "max_replicas", "ray_proxy")
 
 
 def load(file=None, **flags):

@@ -8,13 +8,14 @@ import numpy as np
 
 from cloud_worker.running import by_name
 from keras_earlyexit.bundle.reading import load_bundle
+from keras_earlyexit.storage.urls import is_url
 
 
 def load(source, num_threads=None):
     """Loads a bundle, or a model that Keras has saved.
 
     Args:
-        source: The folder of a bundle, or a `.keras` file of an
+        source: The folder or the URL of a bundle, or a `.keras` file of an
             `EarlyExitModel`, for which Keras is imported.
         num_threads: Threads that one call may use, for LiteRT and ONNX.
 
@@ -26,6 +27,8 @@ def load(source, num_threads=None):
         ValueError: If it is damaged or something else.
         ImportError: If what runs it is not installed.
     """
+    if is_url(source):
+        return load_bundle(source, num_threads=num_threads)
     source = pathlib.Path(source)
     if source.suffix != ".keras":
         return load_bundle(source, num_threads=num_threads)

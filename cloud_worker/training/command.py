@@ -10,6 +10,7 @@ import typer
 from keras_earlyexit.cli import options
 from keras_earlyexit.cli.models import load_model, make_optimizer
 from keras_earlyexit.cli.shared import CommandError, ExitCode, mendable
+from keras_earlyexit.storage.urls import is_url
 
 _PATH = pathlib.Path | None
 
@@ -23,8 +24,12 @@ def train(
         ),
     ],
     state: Annotated[
-        pathlib.Path, typer.Option(help="Folder of the ledger.")
-    ] = pathlib.Path("cloud_state"),
+        str,
+        typer.Option(
+            help="Folder of the ledger, or its URL in an object store, from "
+            "which another machine can go on."
+        ),
+    ] = "cloud_state",
     output: options.Output = pathlib.Path("cloud.keras"),
     cut: Annotated[
         list[str],
@@ -133,10 +138,11 @@ def train(
         ),
     ] = False,
     bundle: Annotated[
-        list[pathlib.Path],
+        list[str],
         typer.Option(
-            help="Bundle to answer from on the same port; may be given several "
-            "times. Further settings are environment variables, as of `serve`."
+            help="Bundle to answer from on the same port, a folder or a URL; "
+            "may be given several times. Further settings are environment "
+            "variables, as of `serve`."
         ),
     ] = (),
     publish: Annotated[
@@ -177,6 +183,7 @@ def train(
     from protos.security import ServerSecurity
 
     logs.configure(log_level, sys.stdout)
+    _check_state(state, forward, average_quorum)
     security = ServerSecurity(
         cert=tls_cert,
         key=tls_key,
@@ -294,6 +301,22 @@ def _crew(workers, index, patience_s, listen, forward):
     from cloud_worker.training.replicas import Crew
 
     return Crew(addresses, index, patience_s)
+
+
+def _check_state(state, forward, average_quorum):
+    if not is_url(state):
+        return
+    for option, value in (
+        ("--forward", forward),
+        ("--average-quorum", average_quorum),
+    ):
+        if value is not None:
+            raise CommandError(
+                f"Expected a folder as --state with {option}, which keeps "
+                f"more there than the ledger. Received: {state}. Choose a "
+                "folder on a disk that outlives the machine.",
+                ExitCode.USAGE,
+            )
 
 
 def _segments(model, cuts, base, position):

@@ -9,6 +9,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import logging
+import os
 import time
 
 import grpc
@@ -18,7 +19,9 @@ from cloud_worker.messages import hello_reply
 from cloud_worker.training import decoding
 from cloud_worker.training.learner import Learner
 from cloud_worker.training.ledger import Ledger
+from cloud_worker.training.remote_ledger import RemoteLedger
 from cloud_worker.training.segment import SegmentStepper
+from keras_earlyexit.storage.urls import is_url
 from protos import split_pb2, training
 from protos.errors import CloudUnavailable, Refused, SplitError
 from protos.identity import (
@@ -47,7 +50,7 @@ class Trainer:
     Args:
         stepper: As for `Learner`; see `for_segment`.
         agreement: What is trained, as `SegmentModel.agreement` says it.
-        folder: Where the ledger is.
+        folder: Where the ledger is, or its URL in an object store.
         commit_every: Batches from one commit to the next.
         max_rows: Rows of the largest batch.
         window: Batches of an edge that may wait here.
@@ -90,7 +93,8 @@ class Trainer:
         self._thread = concurrent.futures.ThreadPoolExecutor(
             1, thread_name_prefix="trainer"
         )
-        self._ledger = Ledger(folder)
+        place = os.fspath(folder)
+        self._ledger = (RemoteLedger if is_url(place) else Ledger)(place)
         try:
             if outlet is not None:
                 # Only now: the folder is ours.

@@ -6,6 +6,7 @@ from keras_earlyexit.bundle import folder
 from keras_earlyexit.bundle.answering import Bundle
 from keras_earlyexit.bundle.runtimes import FROM_BYTES, LOADERS
 from keras_earlyexit.bundle.specs import BundleError
+from keras_earlyexit.storage.urls import is_url
 
 
 def load_bundle(path, *, manifest_sha256=None, num_threads=None):
@@ -17,7 +18,8 @@ def load_bundle(path, *, manifest_sha256=None, num_threads=None):
     damage, not whether whoever wrote the bundle can be trusted.
 
     Args:
-        path: The bundle's folder.
+        path: The bundle's folder, or its URL, such as `s3://bucket/model`,
+            from which it is fetched into a folder of this machine.
         manifest_sha256: What the SHA-256 of `manifest.json` must be, in hex,
             known from elsewhere; `None` takes any.
         num_threads: Threads that one call may use, for `litert` and `onnx`;
@@ -31,7 +33,9 @@ def load_bundle(path, *, manifest_sha256=None, num_threads=None):
         BundleError: If the bundle is damaged, has been changed, or has a
             format version that this library does not know. It is a
             `ValueError`.
-        ImportError: If what runs the stages is not installed.
+        ImportError: If what runs the stages is not installed, or what reads
+            the URL.
+        OSError: If the URL cannot be read.
 
     Example:
 
@@ -50,6 +54,10 @@ def load_bundle(path, *, manifest_sha256=None, num_threads=None):
             f"Received: num_threads={num_threads!r} (of type "
             f"{type(num_threads).__name__})."
         )
+    if is_url(path):
+        from keras_earlyexit.storage.bundles import fetch
+
+        path, manifest_sha256 = fetch(path, manifest_sha256)
     manifest, found = folder.read_manifest(path, manifest_sha256)
     contents = folder.check_files(
         path, manifest, keep=manifest.format in FROM_BYTES

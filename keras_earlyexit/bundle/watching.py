@@ -2,6 +2,8 @@
 
 import os
 
+from keras_earlyexit.storage.urls import is_url
+
 
 class Watch:
     """Sees which sources have changed.
@@ -10,7 +12,7 @@ class Watch:
     that one which is being copied is left alone.
 
     Args:
-        sources: Paths of bundles or `.keras` files.
+        sources: Paths of bundles or `.keras` files, or URLs of bundles.
     """
 
     def __init__(self, sources):
@@ -40,6 +42,8 @@ class Watch:
 
 def fingerprint(source):
     """What is different once a file of a source is: nothing if it is gone."""
+    if is_url(source):
+        return _version(source)
     found = []
     paths = [source]
     for folder, _, files in os.walk(source):
@@ -53,3 +57,13 @@ def fingerprint(source):
             (str(path), status.st_ino, status.st_size, status.st_mtime_ns)
         )
     return tuple(sorted(found))
+
+
+def _version(url):
+    from keras_earlyexit.storage.bundles import version
+
+    try:
+        return tuple(filter(None, [version(url)]))
+    except OSError:
+        # It is asked again soon.
+        return ()

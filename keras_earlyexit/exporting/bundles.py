@@ -1,6 +1,8 @@
 """Writes a model with exits as a bundle, or as one for each segment."""
 
+import dataclasses
 import os
+import tempfile
 
 import numpy as np
 
@@ -20,6 +22,7 @@ from keras_earlyexit.splitting.partitioning import (
     check_has_exits,
     segment_bounds,
 )
+from keras_earlyexit.storage.urls import is_url
 
 #: TensorFlow Serving looks for numbered versions in a folder.
 ROUTED = "routed"
@@ -51,7 +54,8 @@ def export(
 
     Args:
         model: An `EarlyExitModel`.
-        path: The folder to write. The folder around it must exist.
+        path: The folder to write, around which there must be one; or a URL,
+            such as `s3://bucket/model`, for an object store.
         format: `"litert"` and `"onnx"` run without Keras and TensorFlow;
             `"saved_model"` has the whole route as one graph besides, for
             TensorFlow Serving; `"keras"` is written on every backend, the
@@ -83,6 +87,15 @@ def export(
     bundle = ee.load_bundle("model_bundle")
     ```
     """
+    if is_url(path):
+        options = dict(
+            format=format,
+            cut=cut,
+            quantize=quantize,
+            representative=representative,
+            class_names=class_names,
+        )
+        return _export_to_store(model, path, overwrite, options)
     check_has_exits(model)
     formats.check(format, quantize)
     bounds = ((0, len(model.exit_names) - 1),)
@@ -133,6 +146,29 @@ def export(
             tolerance,
         )
     return report
+
+
+def _export_to_store(model, url, overwrite, options):
+    """Writes a bundle here, and then to an object store."""
+    from keras_earlyexit.storage.bundles import check_free, publish
+    from keras_earlyexit.storage.objects import Store
+
+    url = url.rstrip("/")
+    with tempfile.TemporaryDirectory(prefix="keras_earlyexit_") as around:
+        path = os.path.join(around, "bundle")
+        if not overwrite and options["cut"] is None:
+            # Before all the work.
+            check_free(Store(url))
+        report = export(model, path, **options)
+        urls = []
+        for place in report.bundles:
+            inside = os.path.relpath(place, path).replace(os.sep, "/")
+            urls.append(url if inside == os.curdir else f"{url}/{inside}")
+        for target in urls if not overwrite else ():
+            check_free(Store(target))
+        for place, target in zip(report.bundles, urls, strict=True):
+            publish(place, target, overwrite=True)
+    return dataclasses.replace(report, path=url, bundles=tuple(urls))
 
 
 def write_stages(model, format, bounds, places, quantize, x):
