@@ -174,6 +174,11 @@ class Settings(pydantic_settings.BaseSettings):
         description="Requests of one replica, waiting or running, that "
         "max_replicas aims at.",
     )
+    replica_idle_s: _Seconds = Field(
+        60.0,
+        description="Seconds with fewer requests after which a replica is let "
+        "go.",
+    )
     ray_proxy: str | None = Field(
         None,
         description="host:port, on loopback, of the gRPC proxy of a Ray Serve "

@@ -125,7 +125,7 @@ class Runner:
         """Runs a batch; in a worker thread."""
         found, error = None, None
         try:
-            found = _run(entrance.bundle, batch)
+            found = run_batch(entrance.bundle, batch)
         except BaseException as failure:
             error = failure
         # Less work than with a future of the event loop's.
@@ -157,8 +157,16 @@ def _refuse(items):
             )
 
 
-def _run(bundle, batch):
-    """Routes all rows of a batch together; in a worker thread."""
+def run_batch(bundle, batch):
+    """Routes all rows of a batch together; in a worker thread.
+
+    Args:
+        bundle: A `Bundle`.
+        batch: List of `Item`s.
+
+    Returns:
+        A list of `Ran`, one for each item, and the seconds that it took.
+    """
     started = time.monotonic()
     arrays = batch[0].arrays
     if len(batch) > 1:

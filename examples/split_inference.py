@@ -7,6 +7,7 @@ worker answer the test split. What leaves at the first exit never crosses.
     python examples/split_inference.py
     python examples/split_inference.py --data mnist --model demo/model.keras
     python examples/split_inference.py --codec uint8+zstd
+    python examples/split_inference.py --engine ray
 """
 
 import argparse
@@ -37,6 +38,7 @@ def main():
     parser.add_argument("--data", choices=sorted(SPLITS), default="digits")
     parser.add_argument("--model", help="a trained model.keras of the data")
     parser.add_argument("--codec", default="float32", help="of the features")
+    parser.add_argument("--engine", choices=("local", "ray"), default="local")
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--output", type=pathlib.Path, default="outputs/split")
     options = parser.parse_args()
@@ -55,7 +57,7 @@ def main():
     options.output.mkdir(parents=True, exist_ok=True)
     ee.export(model, cut, cut="exit_0", overwrite=True)
     np.save(options.output / "x.npy", test[0])
-    with cloud_worker(cut / "segment_1") as address:
+    with cloud_worker(cut / "segment_1", options.engine) as address:
         print(f"The cloud worker listens on {address}.")
         summary = ask(options, cut / "segment_0", address)
         milliseconds = one_by_one(cut / "segment_0", address, test[0][:400])
@@ -74,23 +76,24 @@ def trained(options, train):
 
 
 @contextlib.contextmanager
-def cloud_worker(bundle):
+def cloud_worker(bundle, engine):
     """The process that has the later stages; gives its address."""
     process = subprocess.Popen(
         [
             *(sys.executable, "-m", "cloud_worker", "serve", "--insecure"),
             *("--bundle", bundle, "--listen", "127.0.0.1:0"),
-            *("--log-level", "warning"),
+            *("--log-level", "warning", "--engine", engine),
         ],
         stdout=subprocess.PIPE,
         text=True,
     )
     try:
-        started = json.loads(process.stdout.readline())
-        yield started["address"]
+        # Warnings may come before.
+        lines = map(json.loads, process.stdout)
+        yield next(line["address"] for line in lines if "address" in line)
     finally:
         process.terminate()
-        process.communicate(timeout=30)
+        process.communicate(timeout=60)
 
 
 def ask(options, bundle, address):

@@ -27,6 +27,8 @@ from protos.errors import (
 from protos.options import channel_options
 from protos.security import edge_id_of
 
+#: What the application is called; one engine may have others.
+APPLICATION = "split"
 #: How often one request is asked, should replicas be lost meanwhile.
 MAX_ATTEMPTS = 4
 _WAIT_S = 0.05
@@ -45,18 +47,15 @@ class Front:
     Args:
         target: `"host:port"` of the engine, on loopback.
         metrics: `Metrics`.
-        application: Which application of the engine is asked.
         max_message_bytes: Largest message, both ways.
         max_deadline_s: The most seconds that a request is given.
     """
 
-    def __init__(
-        self, target, metrics, application, max_message_bytes, max_deadline_s
-    ):
+    def __init__(self, target, metrics, max_message_bytes, max_deadline_s):
         self._channel = grpc.aio.insecure_channel(
             target, channel_options(max_message_bytes)
         )
-        self._metadata = (("application", application),)
+        self._metadata = (("application", APPLICATION),)
         self._hello = self._channel.unary_unary(
             f"/{SERVICE}/Hello",
             request_serializer=split_pb2.HelloRequest.SerializeToString,

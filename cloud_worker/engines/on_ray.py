@@ -10,7 +10,7 @@ from cloud_worker import generations, loading
 from cloud_worker.batching import Queue
 from cloud_worker.endpoint import SERVICE, Endpoint
 from cloud_worker.engines import loopback
-from cloud_worker.engines.front import Front
+from cloud_worker.engines.front import APPLICATION, Front
 from cloud_worker.logs import fields, logger, start_logger
 from cloud_worker.server import signals
 from cloud_worker.service import message_bytes
@@ -20,6 +20,7 @@ from protos.security import ClientSecurity
 _LOOK_EVERY_S = 1.0
 # Ray gives its own processes 30 s to start, whatever else the machine does.
 _STARTS = 3
+_STARTED_S = 120.0
 # The store for objects that tasks of Ray hand on; requests do not use it.
 _STORE_BYTES = 100 << 20
 # Ray's defaults send statistics, and write a token into the user's home.
@@ -101,7 +102,12 @@ def cluster(settings, replica=None):
                 f"port {port}, which other machines can reach. Use a version "
                 "of Ray that this was tested with, 2.60."
             )
-        ray_serve.run(app, name=ray_app.APPLICATION, route_prefix=None)
+        # Without a route its proxy would not know it.
+        ray_serve.run(
+            app,
+            name=APPLICATION,
+            route_prefix=f"/{APPLICATION}",
+        )
         yield f"{loopback.HOST}:{port}"
     finally:
         ray_serve.shutdown()
@@ -132,15 +138,13 @@ def _start_ray(ray, settings):
 
 
 async def _stand_in_front(settings, endpoint, target, largest):
-    from cloud_worker.engines.ray_app import APPLICATION
-
     front = Front(
         target,
         endpoint.metrics,
-        APPLICATION,
         largest,
         settings.max_deadline_s,
     )
+    await _until_it_works(front, target)
     # Replicas see for themselves that a bundle has changed.
     stopped = signals(lambda: None)
     await endpoint.start(front.add_to, largest)
@@ -160,6 +164,19 @@ async def _stand_in_front(settings, endpoint, target, largest):
     await endpoint.stop(settings.grace_s, front)
     await front.close()
     logger.info("stopped")
+
+
+async def _until_it_works(front, target):
+    try:
+        async with asyncio.timeout(_STARTED_S):
+            while not await front.works():
+                await asyncio.sleep(_LOOK_EVERY_S)
+    except TimeoutError as error:
+        raise OSError(
+            f"Expected the gRPC proxy of Ray Serve at {target}. Received: no "
+            f"healthy answer within {_STARTED_S:g} s. Start Serve with the "
+            "application, and look at its log."
+        ) from error
 
 
 async def _look(front, endpoint):

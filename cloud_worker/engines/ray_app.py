@@ -23,11 +23,9 @@ from cloud_worker.service import Service
 from protos import split_pb2
 from protos.errors import RETRY_AFTER, retry_after_ms, status_of
 
-#: What the application is called; one Serve may have others.
-APPLICATION = "split"
 #: What Serve's proxy is told, so that it knows the service.
 SERVICER = "protos.split_pb2_grpc.add_SplitServicer_to_server"
-_AUTOSCALING = {"upscale_delay_s": 3.0, "downscale_delay_s": 60.0}
+_UPSCALE_DELAY_S = 3.0
 
 
 class Gathering:
@@ -164,7 +162,8 @@ def application(settings, replica):
                 "min_replicas": 1,
                 "max_replicas": settings.max_replicas,
                 "target_ongoing_requests": settings.replica_target,
-                **_AUTOSCALING,
+                "upscale_delay_s": _UPSCALE_DELAY_S,
+                "downscale_delay_s": settings.replica_idle_s,
             },
         }
     deployment = serve.deployment(replica).options(

@@ -55,7 +55,7 @@ def load_bundle(path, *, manifest_sha256=None, num_threads=None):
             f"{type(num_threads).__name__})."
         )
     if is_url(path):
-        from keras_earlyexit.storage.bundles import fetch
+        from keras_earlyexit.bundle.remote import fetch
 
         path, manifest_sha256 = fetch(path, manifest_sha256)
     manifest, found = folder.read_manifest(path, manifest_sha256)

@@ -60,7 +60,7 @@ def fingerprint(source):
 
 
 def _version(url):
-    from keras_earlyexit.storage.bundles import version
+    from keras_earlyexit.bundle.remote import version
 
     try:
         return tuple(filter(None, [version(url)]))

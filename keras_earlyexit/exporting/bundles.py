@@ -150,7 +150,7 @@ def export(
 
 def _export_to_store(model, url, overwrite, options):
     """Writes a bundle here, and then to an object store."""
-    from keras_earlyexit.storage.bundles import check_free, publish
+    from keras_earlyexit.bundle.remote import check_free, publish
     from keras_earlyexit.storage.objects import Store
 
     url = url.rstrip("/")

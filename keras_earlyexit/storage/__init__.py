@@ -1,4 +1,4 @@
-"""What outlives a machine: bundles and states in an object store.
+"""What outlives a machine: objects in a store, and states that are committed.
 
 An object store has no folders and no renaming. So what belongs together is
 written under a name that nobody has used, and one small object, written last,
@@ -10,10 +10,7 @@ from keras_earlyexit import _lazy
 _HOMES = {
     "Commits": "commits",
     "Store": "objects",
-    "fetch": "bundles",
     "is_url": "urls",
-    "publish": "bundles",
-    "version": "bundles",
 }
 
 __getattr__, __dir__, __all__ = _lazy.attach(__name__, _HOMES)

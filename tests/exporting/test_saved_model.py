@@ -1,5 +1,7 @@
 """SavedModels: the whole route as one graph, for TensorFlow Serving."""
 
+import json
+
 import numpy as np
 import pytest
 import zoo
@@ -34,6 +36,40 @@ def test_the_routed_graph(small, rows, bundle_in):
     thresholds = tf.constant([np.inf, -np.inf])
     found = choose(row=tf.constant(rows), thresholds=thresholds)
     assert (found["exit_index"].numpy() == 1).all()
+
+
+def served(loaded, body):
+    """What TensorFlow Serving makes of the JSON of a request in columns."""
+    body = json.loads(body)
+    signature = loaded.signatures[body["signature_name"]]
+    specs = signature.structured_input_signature[1]
+    assert set(body["inputs"]) == set(specs)
+    inputs = {}
+    for name, values in body["inputs"].items():
+        # Over gRPC the same values come as this message.
+        message = tf.make_tensor_proto(values, specs[name].dtype)
+        inputs[name] = tf.constant(tf.make_ndarray(message))
+        assert specs[name].shape.is_compatible_with(inputs[name].shape)
+    outputs = signature(**inputs)
+    rows = {len(value) for value in outputs.values()}
+    assert len(rows) == 1, "rows of one request differ in number"
+    text = json.dumps({k: v.numpy().tolist() for k, v in outputs.items()})
+    return json.loads(text)
+
+
+def test_what_a_client_of_tensorflow_serving_sends(small, rows, bundle_in):
+    loaded = routed(bundle_in("saved_model"))
+    expected = small.predict_exits(rows)
+    columns = {"row": rows.tolist()}
+    body = {"signature_name": "serving_default", "inputs": columns}
+    found = served(loaded, json.dumps(body))
+    assert found["exit_index"] == expected.exit_index.tolist()
+    np.testing.assert_allclose(
+        found["predictions"], expected.predictions, atol=1e-5
+    )
+    columns["thresholds"] = [2.0, 2.0]
+    body = {"signature_name": "with_thresholds", "inputs": columns}
+    assert set(served(loaded, json.dumps(body))["exit_index"]) == {2}
 
 
 def test_several_inputs_keep_their_names(tmp_path):

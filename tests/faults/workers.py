@@ -21,9 +21,11 @@ class CloudProcess:
         bundle: Folder of its bundle.
         log: File that its output goes to.
         *options: Further options of `cloud-worker serve`.
+        start_s: Seconds that a start may take.
     """
 
-    def __init__(self, bundle, log, *options):
+    def __init__(self, bundle, log, *options, start_s=START_S):
+        self._start_s = start_s
         # The system chooses the port at the first start.
         self.address = "127.0.0.1:0"
         self._log = log
@@ -44,7 +46,7 @@ class CloudProcess:
 
     def start(self):
         """Starts it, and waits until it says that it listens."""
-        ends_at = time.monotonic() + START_S
+        ends_at = time.monotonic() + self._start_s
         while not self._try_to_start():
             # Somebody else may have got the port meanwhile, for a moment.
             if time.monotonic() > ends_at:
@@ -66,7 +68,7 @@ class CloudProcess:
             target=self._read, args=(self._process, listening)
         )
         self._reading.start()
-        if listening.wait(START_S) and self._process.poll() is None:
+        if listening.wait(self._start_s) and self._process.poll() is None:
             return True
         self.kill()
         return False

@@ -1,20 +1,9 @@
 """A state in a store is committed by one writer, whole or not at all."""
 
-import secrets
-
 import pytest
 
 from keras_earlyexit.storage.commits import Commits, TakenOver
 from keras_earlyexit.storage.objects import Store
-
-pytest.importorskip("fsspec")
-
-
-@pytest.fixture(params=["file", "memory"])
-def url(request, tmp_path):
-    if request.param == "file":
-        return f"file://{tmp_path}/objects"
-    return f"memory://{secrets.token_hex(8)}"
 
 
 @pytest.fixture

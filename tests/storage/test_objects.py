@@ -1,20 +1,14 @@
 """Objects of a store are read and written, on this machine's own stores."""
 
-import secrets
-
 import pytest
 
 from keras_earlyexit.storage import Store, is_url
 from keras_earlyexit.storage.objects import pointer, read_pointer
 
-pytest.importorskip("fsspec")
 
-
-@pytest.fixture(params=["file", "memory"])
-def store(request, tmp_path):
-    if request.param == "file":
-        return Store(f"file://{tmp_path}/objects")
-    return Store(f"memory://{secrets.token_hex(8)}")
+@pytest.fixture
+def store(url):
+    return Store(url)
 
 
 def test_what_is_written_is_read(store):
@@ -54,6 +48,7 @@ def test_a_file_is_uploaded(store, tmp_path):
 
 
 def test_a_kind_of_url_that_nothing_reads():
+    pytest.importorskip("fsspec")
     with pytest.raises((OSError, ImportError), match="nosuch://"):
         Store("nosuch://bucket")
 

@@ -150,6 +150,7 @@ def _place(store, manifest_sha256):
     except ValueError as error:
         raise BundleError(str(error)) from error
     if manifest_sha256 is not None:
+        manifest_sha256 = manifest_sha256.lower()
         # The one that was asked for, though there may be a newer one.
         return f"{_GENERATIONS}/{manifest_sha256[:32]}/", manifest_sha256
     sha256 = found["manifest_sha256"]
@@ -193,7 +194,12 @@ def _download(store, place, manifest, data, path):
                     for part in store.chunks(name, file.size_bytes):
                         digest.update(part)
                         out.write(part)
-                except (FileNotFoundError, ValueError) as error:
+                except FileNotFoundError as error:
+                    raise BundleError(
+                        f"Expected {store.url}/{name}, which the manifest "
+                        "names. Received: nothing there. Export it again."
+                    ) from error
+                except ValueError as error:
                     raise BundleError(str(error)) from error
             if digest.hexdigest() != file.sha256:
                 raise BundleError(
