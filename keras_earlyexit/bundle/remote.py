@@ -49,7 +49,7 @@ def publish(path, url, overwrite=False):
     """
     store = Store(url)
     if not overwrite:
-        check_free(store)
+        check_free(url)
     manifest, sha256 = folder.read_manifest(path)
     folder.check_files(path, manifest, keep=False)
     place = f"{_GENERATIONS}/{sha256[:32]}"
@@ -61,8 +61,9 @@ def publish(path, url, overwrite=False):
     return sha256
 
 
-def check_free(store):
-    """Raises `FileExistsError` if there is a bundle in a store."""
+def check_free(url):
+    """Raises `FileExistsError` if there is a bundle at a URL."""
+    store = Store(url)
     for name in (CURRENT, MANIFEST):
         try:
             store.size(name)

@@ -151,24 +151,22 @@ def export(
 def _export_to_store(model, url, overwrite, options):
     """Writes a bundle here, and then to an object store."""
     from keras_earlyexit.bundle.remote import check_free, publish
-    from keras_earlyexit.storage.objects import Store
 
     url = url.rstrip("/")
     with tempfile.TemporaryDirectory(prefix="keras_earlyexit_") as around:
         path = os.path.join(around, "bundle")
-        if not overwrite and options["cut"] is None:
-            # Before all the work.
-            check_free(Store(url))
         report = export(model, path, **options)
-        urls = []
-        for place in report.bundles:
-            inside = os.path.relpath(place, path).replace(os.sep, "/")
-            urls.append(url if inside == os.curdir else f"{url}/{inside}")
-        for target in urls if not overwrite else ():
-            check_free(Store(target))
+        urls = tuple(
+            url if place == path else f"{url}/{os.path.basename(place)}"
+            for place in report.bundles
+        )
+        if not overwrite:
+            # None of them, before the first one is written.
+            for target in urls:
+                check_free(target)
         for place, target in zip(report.bundles, urls, strict=True):
             publish(place, target, overwrite=True)
-    return dataclasses.replace(report, path=url, bundles=tuple(urls))
+    return dataclasses.replace(report, path=url, bundles=urls)
 
 
 def write_stages(model, format, bounds, places, quantize, x):

@@ -49,6 +49,17 @@ def test_several_bundles(written, variable):
     assert load().bundle == both
 
 
+def test_urls_of_bundles(written, variable):
+    url = "s3://models/digits/segment_1"
+    both = (url, pathlib.Path("b"))
+    assert load(bundle=[url, "b"]).bundle == both
+    settings = load(written(f'bundle = ["{url}", "b"]'))
+    assert settings.bundle == both
+    assert load(written(settings.as_toml())).bundle == both
+    variable("BUNDLE", f"{url}:b:{url}")
+    assert load().bundle == (*both, url)
+
+
 def test_what_is_printed_is_a_file_that_can_be_read(written):
     settings = load(
         bundle=['with "quotes" and \\', "b"],

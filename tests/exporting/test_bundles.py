@@ -30,6 +30,31 @@ def test_a_bundle_answers_as_the_model(format, small, rows, bundle_in):
         np.testing.assert_allclose(found.score, expected.score, atol=1e-5)
 
 
+def test_a_bundle_at_a_url(small, rows, tmp_path, monkeypatch):
+    pytest.importorskip("fsspec")
+    monkeypatch.setenv("KERAS_EARLYEXIT_CACHE", str(tmp_path / "cache"))
+    url = f"file://{tmp_path}/store/small"
+    options = {"format": FORMATS[0], "cut": "exit_0"}
+    report = ee.export(small, url, **options)
+    assert report.path == url
+    assert report.bundles == (f"{url}/segment_0", f"{url}/segment_1")
+    edge, later = map(ee.load_bundle, report.bundles)
+    routed = edge.route(rows)
+    assert len(routed.staying) and later.manifest.segment_index == 1
+    found = later.predict_exits(routed.feature)
+    expected = small.predict_exits(rows)
+    np.testing.assert_array_equal(
+        found.exit_index, expected.exit_index[routed.staying]
+    )
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        ee.export(small, url, **options)
+    known = edge.manifest_sha256
+    assert (
+        ee.load_bundle(report.bundles[0], manifest_sha256=known).manifest_sha256
+        == known
+    )
+
+
 @pytest.mark.parametrize("format", FORMATS)
 def test_what_a_bundle_says_of_itself(format, small, bundle_in):
     bundle = ee.load_bundle(bundle_in(format))
