@@ -38,7 +38,7 @@ def cloud(parts, tmp_path_factory):
     process = CloudProcess(
         parts[0] / "segment_1",
         folder / "cloud.log",
-        *("--engine", "ray", "--max-replicas", "2", "--replica-target", "0.5"),
+        *("--engine", "ray", "--max-replicas", "2", "--replica-target", "0.3"),
         *("--replica-idle-s", "2", "--max-deadline-s", "60"),
         start_s=600,
     )
@@ -58,7 +58,7 @@ def worker(cloud, edge, reference):
 
 
 def replicas(pid):
-    """Processes of replicas that a worker has started."""
+    """Processes of a worker's replicas that answer."""
     try:
         below = psutil.Process(pid).children(recursive=True)
     except psutil.NoSuchProcess:
@@ -66,7 +66,8 @@ def replicas(pid):
     found = []
     for process in below:
         try:
-            if "ServeReplica" in " ".join(process.cmdline()):
+            title = " ".join(process.cmdline())
+            if "ServeReplica" in title and "initialize" not in title:
                 found.append(process.pid)
         except psutil.Error:
             continue
@@ -98,7 +99,7 @@ def test_the_proxy_of_ray_is_on_loopback_only(cloud, worker):
 def test_no_answer_is_lost_when_replicas_come_go_and_are_killed(
     cloud, worker, reference, history
 ):
-    with Load(worker, reference, history):
+    with Load(worker, reference, history, pause_s=0.05):
         poll(lambda: len(replicas(cloud.pid)) == 2, within_s=_WITHIN_S)
         # The new one takes part.
         time.sleep(2.0)
