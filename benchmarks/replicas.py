@@ -4,7 +4,7 @@ A stage that sleeps takes no processor, so two cores do not limit what two
 replicas do; what is measured is what Ray, its proxy and the front make of them.
 One cluster has one replica and then two, in turns, under the same load.
 
-    python benchmarks/ray.py
+    python benchmarks/replicas.py
 """
 
 import argparse
@@ -64,9 +64,12 @@ def write(folder):
 
 
 def measured(cut, options):
+    from cloud_worker.engines import on_ray
+
+    on_ray.set_environment()
     from ray import serve
 
-    from cloud_worker.engines import on_ray, ray_app
+    from cloud_worker.engines import ray_app
     from cloud_worker.engines.front import APPLICATION
 
     found = {1: [], 2: []}

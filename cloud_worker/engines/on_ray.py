@@ -19,7 +19,7 @@ from protos.security import ClientSecurity
 
 _LOOK_EVERY_S = 1.0
 # Ray gives its own processes 30 s to start, whatever else the machine does.
-_STARTS = 3
+_STARTS = 4
 _STARTED_S = 120.0
 # The store for objects that tasks of Ray hand on; requests do not use it.
 _STORE_BYTES = 100 << 20
@@ -54,6 +54,13 @@ async def serve(settings):
         await _stand_in_front(settings, endpoint, target, largest)
 
 
+def set_environment():
+    """Sets what Ray reads when it is imported."""
+    os.environ.update(_ENVIRONMENT)
+    # Of this cluster alone, and in no file.
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+
+
 @contextlib.contextmanager
 def cluster(settings, replica=None):
     """A Ray Serve of this process's own, on loopback.
@@ -68,9 +75,7 @@ def cluster(settings, replica=None):
     Raises:
         CommandError: If Ray is not installed.
     """
-    os.environ.update(_ENVIRONMENT)
-    # Of this cluster alone, and in no file.
-    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    set_environment()
     try:
         import ray
         from ray import serve as ray_serve
