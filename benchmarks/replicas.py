@@ -23,6 +23,7 @@ from _shared import write_report
 
 import keras_earlyexit as ee
 from cloud_worker.config import Settings
+from cloud_worker.engines import on_ray
 
 WIDTH, CLASSES = 32, 10
 CLIENTS = 16
@@ -36,6 +37,8 @@ def main():
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--output", type=pathlib.Path)
     options = parser.parse_args()
+    # Before anything imports Ray.
+    on_ray.set_environment()
     with tempfile.TemporaryDirectory() as folder:
         rows = measured(write(pathlib.Path(folder)), options)
     ratio = rows[1]["requests_per_s"] / rows[0]["requests_per_s"]
@@ -64,9 +67,6 @@ def write(folder):
 
 
 def measured(cut, options):
-    from cloud_worker.engines import on_ray
-
-    on_ray.set_environment()
     from ray import serve
 
     from cloud_worker.engines import ray_app

@@ -42,6 +42,8 @@ async def serve(settings):
         OSError: If a file or a port cannot be used.
         CommandError: If Ray is not installed.
     """
+    # What runs the stages may import Ray.
+    set_environment()
     endpoint = Endpoint(settings)
     largest = await asyncio.to_thread(_largest_message, settings)
     with contextlib.ExitStack() as stack:
