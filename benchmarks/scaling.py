@@ -132,6 +132,7 @@ async def play(address, recording, traffic, process):
     """Plays traffic on connections of its own."""
     watch = Watch(process)
     async with Players(address, SECURITY, recording, DEADLINE_S) as players:
+        await players.open(traffic.edges)
         async with watch:
             tally = await players.play(traffic)
     return {

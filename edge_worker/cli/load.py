@@ -160,6 +160,7 @@ async def _play(settings, bundle, x, traffic, rows, connections, process):
     async with Players(
         config.target, config.security, recording, config.deadline, connections
     ) as players:
+        await players.open(traffic.edges)
         async with contextlib.nullcontext() if watch is None else watch:
             tally = await players.play(traffic)
     return {

@@ -30,6 +30,8 @@ _MAX_MESSAGE_BYTES = 64 << 20
 _HELLO_S = 20.0
 # Edges that open their stream at the same time.
 _TOGETHER = 16
+# Below what a cloud worker allows on a connection.
+_MAX_STREAMS = 1000
 
 
 class Players:
@@ -40,7 +42,8 @@ class Players:
         security: A `ClientSecurity`.
         recording: A `Recording`.
         deadline_s: Seconds that a call may take.
-        connections: How many the edges share.
+        connections: How many the edges share, at least; a connection carries
+            no more than about a thousand streams.
 
     Raises:
         ValueError: If a certificate cannot be read.
@@ -56,10 +59,7 @@ class Players:
         self._channels, self._edges = [], {}
 
     async def __aenter__(self):
-        for _ in range(self._num_connections):
-            channel = self._channel()
-            self._channels.append(channel)
-            self._stack.push_async_callback(channel.close)
+        self._connect(self._num_connections)
         try:
             await self._hello()
         except BaseException:
@@ -81,7 +81,6 @@ class Players:
         Returns:
             A `Tally` of all of them.
         """
-        await self._open(traffic.edges)
         drawn = zip(*traffic.draw(), strict=True)
         tally, calls = Tally(self._deadline_s), set()
         started = tally.started
@@ -155,11 +154,22 @@ class Players:
             )
         return reply, seconds
 
-    async def _open(self, edges):
+    def _connect(self, number):
+        """Makes connections until there are so many."""
+        while len(self._channels) < number:
+            channel = self._channel()
+            self._channels.append(channel)
+            self._stack.push_async_callback(channel.close)
+
+    async def open(self, edges):
         """Has every edge make a call, which counts for nothing.
 
         A stream costs more to open than a call, and real edges keep theirs.
+
+        Args:
+            edges: How many there are.
         """
+        self._connect(-(-edges // _MAX_STREAMS))
         ignored = Tally(self._deadline_s)
         for start in range(0, edges, _TOGETHER):
             some = range(start, min(edges, start + _TOGETHER))
