@@ -31,9 +31,9 @@ CLIENTS = 16
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--stage-ms", type=float, default=100.0)
+    parser.add_argument("--stage-ms", type=float, default=1000.0)
     parser.add_argument("--max-batch", type=int, default=4)
-    parser.add_argument("--seconds", type=float, default=15.0)
+    parser.add_argument("--seconds", type=float, default=25.0)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--output", type=pathlib.Path)
     options = parser.parse_args()
