@@ -5,6 +5,7 @@ import contextlib
 import os
 import secrets
 import socket
+import sys
 
 from cloud_worker import generations, loading
 from cloud_worker.batching import Queue
@@ -49,6 +50,8 @@ async def serve(settings):
     with contextlib.ExitStack() as stack:
         target = settings.ray_proxy
         if target is None:
+            # Ray prints what it has to say, and lines of ours are JSON.
+            stack.enter_context(contextlib.redirect_stdout(sys.stderr))
             target = stack.enter_context(cluster(settings))
         else:
             # Only here, as it refuses what would leave this machine.

@@ -11,6 +11,7 @@ import pytest
 from training_data import BATCHES, arrays
 
 import keras_earlyexit as ee
+from cloud_worker.training.remote_ledger import RemoteLedger
 from keras_earlyexit import snapshots
 from keras_earlyexit.cli import main
 
@@ -108,6 +109,39 @@ def test_killed_at_random_it_ends_as_if_nothing_had_happened(run):
     both.start("edge", *edge)
     assert bytes_of(both.finish()) == expected
     assert both.kills == 20
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(900)
+def test_another_machine_goes_on_from_a_store(folder, run, tmp_path):
+    """The state of a run whose cloud is lost with its disk is a calm run's."""
+    pytest.importorskip("fsspec")
+    url = f"file://{tmp_path}/store/run"
+    edge = (
+        *("--data", "training_data:batches", "--epochs", 120 // BATCHES),
+        *("--forward", "all", "--checkpoint-every", 7),
+    )
+    calm = run("calm")
+    calm.start("cloud", "--commit-every", 7)
+    calm.start("edge", *edge)
+    expected = bytes_of(calm.finish())
+    both = run("moved")
+    both.environment["SECONDS_A_BATCH"] = "0.03"
+    both.start("cloud", "--commit-every", 7, "--state", url)
+    both.start("edge", *edge)
+    ends = time.monotonic() + 300
+    while step_of(both) < 40:
+        assert both.running["edge"].poll() is None, both.log("edge")
+        assert time.monotonic() < ends, both.log("cloud")
+        time.sleep(0.01)
+    both.kill("cloud")
+    both.start("cloud", "--commit-every", 7, "--state", url)
+    both.wait("edge", 600)
+    both.stop("cloud")
+    # Nothing of it was kept on the machine that was lost.
+    assert not both.path("cloud_state").exists()
+    found = both.state("edge"), RemoteLedger(url).read()[0]
+    assert bytes_of(found) == expected
 
 
 @pytest.mark.parametrize("side", ["edge", "cloud"])
