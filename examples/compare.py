@@ -79,10 +79,19 @@ SETTINGS = {
     ),
 }
 
+# Too little to judge by, enough to see how it works.
+QUICK = {
+    **{"depth": 8, "backbone_epochs": 3, "supervised_epochs": 0},
+    **{"epochs": 1, "jei_epochs": 2, "exits": 2},
+}
+
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", choices=sorted(SETTINGS), default="digits")
+    parser.add_argument(
+        "--quick", action="store_true", help="a small network, few epochs"
+    )
     parser.add_argument("--objectives", nargs="*", default=OBJECTIVES)
     parser.add_argument(
         "--jei-costs", nargs="*", type=float, default=(0.1, 0.3, 0.6, 1.0)
@@ -106,6 +115,8 @@ class Run:
     def __init__(self, options):
         self.options = options
         self.settings = SETTINGS[options.data]
+        if options.quick:
+            self.settings = dataclasses.replace(self.settings, **QUICK)
         self.folder = options.output / options.data
         self.folder.mkdir(parents=True, exist_ok=True)
         self.console = Console()

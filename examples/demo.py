@@ -45,6 +45,7 @@ SETTINGS = {
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", choices=sorted(SETTINGS), default="digits")
+    parser.add_argument("--depth", type=int, default=20, help="6n + 2")
     parser.add_argument("--exits", type=int, default=2)
     parser.add_argument("--block", default="plain", choices=ee.blocks.KINDS)
     parser.add_argument("--policy", default="max_probability")
@@ -65,7 +66,7 @@ def main():
 
     train, calibration, test = load(options.data, settings)
     console.rule(f"{options.data}: {len(train[1])} images to train on")
-    plain = ee.backbones.resnet_cifar(20, train[0].shape[1:], 10)
+    plain = ee.backbones.resnet_cifar(options.depth, train[0].shape[1:], 10)
     model = ee.add_exits(
         plain,
         options.exits,

@@ -8,6 +8,8 @@ and what "its pixels" means is the policy's `reduce`:
     python examples/segmentation.py          # under a minute
 """
 
+import argparse
+
 import keras
 import numpy as np
 from keras import layers
@@ -22,6 +24,9 @@ EPOCHS, BATCH = 9, 32
 
 
 def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--epochs", type=int, default=EPOCHS)
+    epochs = parser.parse_args().epochs
     keras.utils.set_random_seed(0)
     console = Console()
     # Digits may be used again to train, but a threshold that is to hold needs
@@ -39,11 +44,11 @@ def main():
         block="dense",
         policy="max_probability",
     )
-    steps = EPOCHS * -(-len(train[0]) // BATCH)
+    steps = epochs * -(-len(train[0]) // BATCH)
     schedule = keras.optimizers.schedules.CosineDecay(5e-3, steps)
     model.compile(keras.optimizers.Adam(schedule), "eenet_v0")
-    with console.status(f"Training for {EPOCHS} epochs"):
-        model.fit(*train, batch_size=BATCH, epochs=EPOCHS, verbose=0)
+    with console.status(f"Training for {epochs} epochs"):
+        model.fit(*train, batch_size=BATCH, epochs=epochs, verbose=0)
     console.print(exits_table(model, *test))
     console.print(routed_table(model, calibration, test))
 

@@ -8,6 +8,7 @@ and what "its characters" means is the policy's `reduce`:
     python examples/tagging.py               # under a minute
 """
 
+import argparse
 import pydoc_data.topics
 
 import keras
@@ -23,6 +24,9 @@ EPOCHS, BATCH = 6, 64
 
 
 def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--epochs", type=int, default=EPOCHS)
+    epochs = parser.parse_args().epochs
     keras.utils.set_random_seed(0)
     console = Console()
     train, calibration, test = pieces()
@@ -36,11 +40,11 @@ def main():
         block="dense",
         policy="max_probability",
     )
-    steps = EPOCHS * -(-len(train[0]) // BATCH)
+    steps = epochs * -(-len(train[0]) // BATCH)
     schedule = keras.optimizers.schedules.CosineDecay(3e-3, steps)
     model.compile(keras.optimizers.Adam(schedule), "eenet_v0")
-    with console.status(f"Training for {EPOCHS} epochs"):
-        model.fit(*train, batch_size=BATCH, epochs=EPOCHS, verbose=0)
+    with console.status(f"Training for {epochs} epochs"):
+        model.fit(*train, batch_size=BATCH, epochs=epochs, verbose=0)
     console.print(exits_table(model, *test))
     console.print(routed_table(model, calibration, test))
     show(console, model, test[0][:3])

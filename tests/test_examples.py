@@ -1,8 +1,11 @@
 """The examples run as a reader would run them."""
 
+import contextlib
+import io
 import json
 import pathlib
 import re
+import runpy
 import subprocess
 import sys
 
@@ -13,15 +16,27 @@ import keras_earlyexit as ee
 
 EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
 
+LONG = pytest.mark.long
 pytestmark = pytest.mark.skipif(
     keras.backend.backend() != "tensorflow",
     reason="the examples measure TensorFlow",
 )
 
 
-def run(*arguments):
+def run(name, *arguments):
+    """What an example prints; each program needs seconds to start alone."""
+    path, shown = str(EXAMPLES / f"{name}.py"), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [path, *map(str, arguments)])
+        with contextlib.redirect_stdout(shown):
+            runpy.run_path(path, run_name="__main__")
+    return shown.getvalue()
+
+
+def run_alone(name, *arguments):
+    """The same in a process of its own, as a reader would run it."""
     done = subprocess.run(
-        [sys.executable, *map(str, arguments)],
+        [sys.executable, EXAMPLES / f"{name}.py", *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=280,
@@ -31,8 +46,25 @@ def run(*arguments):
     return done.stdout
 
 
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """What the demo has printed, and the folder with all that it wrote."""
+    folder = tmp_path_factory.mktemp("demo")
+    quick = ("--depth", 8, "--epochs", 4)
+    return run("demo", *quick, "--output", folder), folder
+
+
+@pytest.fixture(params=["of_the_demo", pytest.param("own", marks=LONG)])
+def trained(request):
+    """Options: the model that the demo has trained, or one of its own."""
+    if request.param == "own":
+        return ()
+    _, folder = request.getfixturevalue("demo")
+    return ("--model", folder / "model.keras")
+
+
 def test_quickstart():
-    shown = run(EXAMPLES / "quickstart.py")
+    shown = run_alone("quickstart")
     accuracy, cost = re.search(
         r"accuracy ([\d.]+)% at ([\d.]+)% of the plain cost", shown
     ).groups()
@@ -40,10 +72,10 @@ def test_quickstart():
     assert float(cost) < 60
 
 
-def test_demo(tmp_path):
-    shown = run(EXAMPLES / "demo.py", "--epochs", 2, "--output", tmp_path)
+def test_demo(demo):
+    shown, folder = demo
     assert "routed" in shown
-    rows = json.loads((tmp_path / "figures.json").read_text())
+    rows = json.loads((folder / "figures.json").read_text())
     assert [row["name"] for row in rows] == [
         "plain",
         "exit_0",
@@ -52,18 +84,18 @@ def test_demo(tmp_path):
         "routed",
     ]
     assert sum(rows[-1]["shares"]) == pytest.approx(1)
-    assert (tmp_path / "accuracy_cost.png").stat().st_size > 5000
-    keras.models.load_model(tmp_path / "model.keras")
+    assert (folder / "accuracy_cost.png").stat().st_size > 5000
+    keras.models.load_model(folder / "model.keras")
 
 
 ROW = r"│ (exit_0|exit_1|final|mean|0\.1|min)\s+│\s+([\d.]+)\s+│\s+([\d.]+)"
 
 
 @pytest.mark.parametrize(
-    ("name", "least"), [("segmentation", 90), ("tagging", 94)]
+    ("name", "least"), [("segmentation", 80), ("tagging", 85)]
 )
 def test_heads_with_positions(name, least):
-    shown = run(EXAMPLES / f"{name}.py")
+    shown = run(name, "--epochs", 2)
     rows = {row[0]: row[1:] for row in re.findall(ROW, shown)}
     assert set(rows) == {"exit_0", "exit_1", "final", "mean", "0.1", "min"}
     assert float(rows["final"][1]) > least
@@ -71,10 +103,11 @@ def test_heads_with_positions(name, least):
         assert float(rows[reduce][1]) < float(rows["final"][0])
 
 
-def test_risk_control(tmp_path):
+def test_risk_control(trained, tmp_path):
     run(
-        EXAMPLES / "risk_control.py",
+        "risk_control",
         *("--epochs", 2, "--draws", 3, "--output", tmp_path),
+        *trained,
     )
     rows = json.loads((tmp_path / "figures.json").read_text())
     assert len(rows) == 30
@@ -83,7 +116,7 @@ def test_risk_control(tmp_path):
 
 def test_tuning(tmp_path):
     shown = run(
-        EXAMPLES / "tuning.py",
+        "tuning",
         *("--budget", 0.6, "--epsilon", 0.1, "--output", tmp_path),
     )
     assert "proven to be the best" in shown
@@ -97,8 +130,8 @@ def test_tuning(tmp_path):
 
 def test_compare(tmp_path):
     shown = run(
-        EXAMPLES / "compare.py",
-        *("--objectives", "branchynet", "boosted"),
+        "compare",
+        *("--quick", "--objectives", "branchynet", "boosted"),
         *("--jei-costs", 0.3, "--output", tmp_path),
     )
     assert "patience" in shown and "boosted" in shown
@@ -108,7 +141,7 @@ def test_compare(tmp_path):
 
 def test_drift(tmp_path):
     run(
-        EXAMPLES / "drift.py",
+        "drift",
         *("--epochs", 2, "--orders", 3, "--policies", "max_probability"),
         *("--output", tmp_path),
     )
@@ -118,8 +151,8 @@ def test_drift(tmp_path):
     assert (tmp_path / "drift.png").stat().st_size > 5000
 
 
-def test_split_inference(tmp_path):
-    shown = run(EXAMPLES / "split_inference.py", "--output", tmp_path)
+def test_split_inference(trained, tmp_path):
+    shown = run("split_inference", "--output", tmp_path, *trained)
     assert "same exit as the undivided model: 100.00%" in shown
     assert "degraded" not in shown
     shares = re.findall(
@@ -128,10 +161,11 @@ def test_split_inference(tmp_path):
     assert sum(map(float, shares)) == pytest.approx(100, abs=0.2)
 
 
+@LONG
 def test_split_training(tmp_path):
     out = tmp_path / "out"
-    shown = run(
-        EXAMPLES / "split_training.py",
+    shown = run_alone(
+        "split_training",
         *("--data", "digits", "--epochs", 2, "--output", out),
     )
     assert "edge and cloud" in shown and "all in the cloud" in shown
@@ -155,14 +189,14 @@ ROUTED = r"│ routed\s+│\s+([\d.]+)%\s+│\s+([\d.]+)"
         ("text", ("--epochs", 2), 80),
         pytest.param(
             *("pretrained", ("--epochs", 1, "--exit-epochs", 2), 10),
-            marks=pytest.mark.long,
+            marks=LONG,
         ),
     ],
 )
 def test_kinds_of_data(name, flags, least, tmp_path):
     if name == "pretrained":
         flags = (*flags, "--output", tmp_path)
-    shown = run(EXAMPLES / f"{name}.py", *flags)
+    shown = run(name, *flags)
     rows = re.findall(ALONE, shown)
     assert [row[0] for row in rows] == ["exit_0", "exit_1", "final"]
     assert sum(float(row[3]) for row in rows) == pytest.approx(100, abs=0.2)
@@ -173,10 +207,10 @@ def test_kinds_of_data(name, flags, least, tmp_path):
         assert keras.models.load_model(tmp_path / "model.keras").exit_layers
 
 
-@pytest.mark.long
+@LONG
 def test_whole_story(tmp_path):
-    shown = run(
-        EXAMPLES / "whole_story.py",
+    shown = run_alone(
+        "whole_story",
         *("--epochs", 1, "--exit-epochs", 1, "--output", tmp_path),
     )
     assert "same exit as the undivided model: 100.00%" in shown
@@ -184,23 +218,19 @@ def test_whole_story(tmp_path):
     assert (tmp_path / "cut" / "segment_1" / "manifest.json").exists()
 
 
-@pytest.mark.long
-def test_export_litert(tmp_path):
-    shown = run(
-        EXAMPLES / "export_litert.py", "--epochs", 2, "--output", tmp_path
-    )
+@LONG
+def test_export_litert(trained, tmp_path):
+    shown = run("export_litert", "--epochs", 2, "--output", tmp_path, *trained)
     sizes = re.findall(r"│ LiteRT, (\w+)\s+│.*│\s+([\d,]+) kB", shown)
     assert [name for name, _ in sizes] == ["float32", "float16", "int8"]
     large, middle, small = (int(x.replace(",", "")) for _, x in sizes)
     assert small < middle < large
 
 
-@pytest.mark.long
-def test_privacy_probe(tmp_path):
-    shown = run(
-        EXAMPLES / "privacy_probe.py", "--epochs", 3, "--output", tmp_path
-    )
+@LONG
+def test_privacy_probe(trained, tmp_path):
+    shown = run("privacy_probe", "--epochs", 3, "--output", tmp_path, *trained)
     found = re.findall(r"│ (exit_\d)\s+│ \d+\s+│ 64\s+│ ([\d.]+)", shown)
-    assert [name for name, _ in found] == ["exit_0", "exit_1", "exit_2"]
+    assert [name for name, _ in found][:2] == ["exit_0", "exit_1"]
     assert all(0.1 < float(x) <= 1 for _, x in found)
     assert (tmp_path / "rebuilt.png").stat().st_size > 5000

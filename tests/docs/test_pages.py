@@ -223,7 +223,7 @@ def _nothing(names):
 
 
 # They train or measure for long.
-_LONG = ("training.md", "tuning.md")
+_LONG = ("tuning.md",)
 
 
 @pytest.mark.parametrize(
@@ -245,7 +245,6 @@ def test_the_page_to_start_with(started):
     assert path.exists()
 
 
-@pytest.mark.long
 def test_the_readme(setting):
     setting["keras_model"] = setting["plain"]
     setting.update(x=setting["x_train"], y=setting["y_train"])
