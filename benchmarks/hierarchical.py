@@ -6,6 +6,7 @@ processes with a core each; between them is a link with a rate and a round trip.
     python benchmarks/hierarchical.py speed
     python benchmarks/hierarchical.py accuracy --way undivided
     python benchmarks/hierarchical.py accuracy --way divided
+    python benchmarks/hierarchical.py predict
 
 `accuracy` takes an hour or more, and goes on where it was stopped. `speed
 --trained outputs/hierarchical/accuracy/divided` starts from what it has
@@ -25,6 +26,7 @@ def main():
     commands = parser.add_subparsers()
     _add_accuracy(commands)
     _add_speed(commands)
+    _add_predict(commands)
     for name in ("edge", "cloud"):
         _add_process(commands, name)
     options = parser.parse_args()
@@ -66,6 +68,29 @@ def _add_speed(commands):
         from _hierarchical import speed
 
         speed.run(options)
+
+    parser.set_defaults(command=run)
+
+
+def _add_predict(commands):
+    parser = _added(commands, "predict", "what the plan says of more networks")
+    parser.add_argument("--networks", nargs="*", default=("vgg16", "resnet18"))
+    parser.add_argument("--rates", type=float, nargs="*", default=RATES)
+    parser.add_argument(
+        "--cloud-speeds",
+        type=float,
+        nargs="*",
+        default=(1, 10),
+        help="times as fast as the edge",
+    )
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--round-trip-ms", type=float, default=20.0)
+    parser.add_argument("--output", type=pathlib.Path)
+
+    def run(options):
+        from _hierarchical import predicted_rows
+
+        predicted_rows.run(options)
 
     parser.set_defaults(command=run)
 

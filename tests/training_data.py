@@ -1,6 +1,7 @@
-"""Data for training in processes, which may take its time."""
+"""Data for training in processes, of which a test may hold back a part."""
 
 import os
+import pathlib
 import time
 
 import numpy as np
@@ -17,13 +18,37 @@ def arrays(rows=200):
 
 
 def batches():
-    """A function of the epoch that gives its batches, slowly if told to."""
-    x, y = arrays()
+    """A function of the epoch that gives its batches, as many as may come.
+
+    How many batches of all epochs may come stands in the file that the
+    environment's `BATCHES_FILE` names; without it all of them may.
+    """
+    return _batches_of(slice(None))
+
+
+def batches_1():
+    """The batches of the first of two edges."""
+    return _batches_of(slice(0, None, 2))
+
+
+def batches_2():
+    """The batches of the second of two edges."""
+    return _batches_of(slice(1, None, 2))
+
+
+def _batches_of(rows):
+    x, y = (array[rows] for array in arrays())
 
     def of_epoch(number):
         order = np.random.default_rng(number).permutation(len(x))
-        for rows in np.split(order, BATCHES):
-            time.sleep(float(os.environ.get("SECONDS_A_BATCH", 0)))
-            yield x[rows], y[rows]
+        for index, chosen in enumerate(np.split(order, BATCHES)):
+            _wait_for(number * BATCHES + index)
+            yield x[chosen], y[chosen]
 
     return of_epoch
+
+
+def _wait_for(number):
+    path = os.environ.get("BATCHES_FILE")
+    while path and int(pathlib.Path(path).read_text() or 0) <= number:
+        time.sleep(0.02)

@@ -6,6 +6,9 @@ import signal
 import socket
 import subprocess
 import sys
+import time
+
+from waiting import poll
 
 from keras_earlyexit import snapshots
 
@@ -68,6 +71,28 @@ class Processes:
             )
         return self.running[side]
 
+    def disturb(self, faults, watched, steps, rng):
+        """Lets a fault happen at some step of each part of a run.
+
+        Nobody has more batches than it takes to get there. So it does not
+        hang on the speed of the machine what is left to do afterwards.
+
+        Args:
+            faults: List of functions that kill somebody, and start it again.
+            watched: The side whose steps count.
+            steps: All steps.
+            rng: A `random.Random`.
+        """
+        part = steps // (len(faults) + 1)
+        for i, fault in enumerate(faults):
+            self.allow((i + 1) * part)
+            # Not every step is followed by a checkpoint or a commit.
+            least = i * part + rng.randrange(1, part - 7)
+            poll(lambda least=least: self.steps(watched) >= least, 600)
+            time.sleep(rng.uniform(0, 0.1))
+            fault()
+        self.allow(steps)
+
     def log(self, side):
         return self.path(f"{side}.log").read_text()
 
@@ -78,7 +103,7 @@ class Processes:
         process = self.running[side]
         if process.poll() is None:
             os.kill(process.pid, signal.SIGKILL)
-            process.wait(10)
+            process.wait(60)
             self.kills += 1
 
     def stop(self, side):
@@ -86,10 +111,31 @@ class Processes:
         self.running[side].send_signal(signal.SIGTERM)
         self.wait(side)
 
+    def allow(self, batches):
+        """From now on edges that are started have no more than so many."""
+        path = self.path("batches")
+        self.environment["BATCHES_FILE"] = str(path)
+        new = path.with_suffix(".new")
+        new.write_text(str(batches))
+        new.replace(path)
+
     def state(self, side):
         """What a side has for good: a list of arrays."""
+        return self._snapshot(side)[0]
+
+    def steps(self, side):
+        """Batches that a side has for good."""
+        try:
+            facts = self._snapshot(side)[1]
+        except FileNotFoundError:
+            return 0
+        if side.startswith("edge"):
+            return (facts["progress"] or {"sequence": 0})["sequence"]
+        return facts["steps"]
+
+    def _snapshot(self, side):
         name = "checkpoint" if side.startswith("edge") else "ledger"
-        return snapshots.read(self.path(f"{side}_state") / name)[0]
+        return snapshots.read(self.path(f"{side}_state") / name)
 
     def finish(self):
         """Ends the cloud, once the edge has ended; what both have become."""

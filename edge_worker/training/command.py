@@ -3,6 +3,7 @@
 import json
 import pathlib
 import resource
+import time
 from typing import Annotated
 
 import typer
@@ -187,6 +188,7 @@ def train(
         memory_limit=memory_limit_mb and memory_limit_mb << 20,
     )
     with trainer:
+        started = time.perf_counter()
         trainer.fit(
             x,
             y,
@@ -197,11 +199,12 @@ def train(
             callbacks=callbacks,
             verbose=0 if as_json else "auto",
         )
+        seconds = time.perf_counter() - started
         save_model(trainer.segment, output)
         name = None
         if publish is not None:
             name = trainer.publish(publish, publish_format)
-    facts = _summary(trainer, output)
+    facts = _summary(trainer, output, seconds)
     if name is not None:
         facts["generation"] = name
     if summary is not None:
@@ -222,11 +225,12 @@ def _callbacks(tensorboard):
     return [keras.callbacks.TensorBoard(tensorboard, write_graph=False)]
 
 
-def _summary(trainer, output):
+def _summary(trainer, output, seconds):
     cloud = trainer.cloud
     return {
         "file": str(output),
         "batches": cloud.committed,
+        "seconds": round(seconds, 3),
         "bytes_up": cloud.bytes_up,
         "bytes_down": cloud.bytes_down,
         "cloud_loss": cloud.loss,
@@ -247,6 +251,7 @@ def _as_text(facts):
     return {
         "file": facts["file"],
         "batches": f"{facts['batches']:,}",
+        "seconds": f"{facts['seconds']:,.1f}",
         "bytes up": f"{facts['bytes_up']:,}",
         "bytes down": f"{facts['bytes_down']:,}",
         "cloud loss": f"{facts['cloud_loss']:.4f}",

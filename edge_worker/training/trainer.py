@@ -9,29 +9,26 @@ waits for the network only while the journal is full.
 import contextlib
 import math
 import os
-import time
 
 import keras
 
 import keras_earlyexit as ee
 from edge_worker.training.averaging import Averaging
-from edge_worker.training.batches import Batches, Iterated, labels_of
+from edge_worker.training.batches import Batches, Iterated
 from edge_worker.training.checkpoint import Checkpoint
+from edge_worker.training.loop import TrainingLoop
 from edge_worker.training.memory import MemoryLimit
 from edge_worker.training.progress import ProgressLine
 from edge_worker.training.publishing import publish
 from edge_worker.training.segment import first_segment
 from edge_worker.training.streams import Stream
-from keras_earlyexit import snapshots
+from edge_worker.training.uplink import Uplink
 from protos import training
 from protos.codecs import Codec
 from protos.feeding.forwarding import Forwarding
 from protos.feeding.journal import Journal
-from protos.feeding.packing import pack
 from protos.feeding.sending import Sender
 from protos.security import ClientSecurity
-
-_POLL_S = 0.5
 
 
 class EdgeTrainer:
@@ -113,10 +110,9 @@ class EdgeTrainer:
         self._memory = None
         if memory_limit is not None:
             self._memory = MemoryLimit(self.segment, memory_limit)
-        self._agreement = self.segment.agreement(self.segment.position + 1)
-        self._forwarding = Forwarding(forward, seed)
-        self._codec, self._seed = Codec.parse(codec), seed
-        self._checkpoint_every = checkpoint_every
+        agreement = self.segment.agreement(self.segment.position + 1)
+        forwarding = Forwarding(forward, seed)
+        codec, self._seed = Codec.parse(codec), seed
         self.averaging = None
         if average_every is not None:
             self.averaging = Averaging(
@@ -125,9 +121,9 @@ class EdgeTrainer:
         self._checkpoint = Checkpoint(
             state,
             {
-                "recipe": training.digest(self._agreement),
+                "recipe": training.digest(agreement),
                 "forward": forward,
-                "codec": str(self._codec),
+                "codec": str(codec),
                 "seed": seed,
             },
         )
@@ -137,23 +133,28 @@ class EdgeTrainer:
                 os.path.join(state, "journal"), journal_bytes
             )
             closing.callback(self.journal.close)
-            self._restore()
             self._sender = Sender(
                 self.journal,
                 target,
                 security,
-                self._agreement,
+                agreement,
                 self._checkpoint.run,
                 edge_id,
                 average_sha256=self.averaging.form if self.averaging else "",
+            )
+            self._uplink = Uplink(
+                *(self.segment, self.journal, self._sender),
+                *(forwarding, codec, seed),
+            )
+            self._loop = TrainingLoop(
+                *(self.segment, self._checkpoint, self._uplink),
+                *(self.averaging, self._sender),
+                *(self._memory, checkpoint_every),
             )
             hello = self._sender.start()
             closing.pop_all()
         self._max_rows = hello.max_rows if hello else math.inf
         self._known = hello.expected_sequence if hello else 0
-        #: Batches that were made again and are not as in the journal.
-        self.differing = 0
-        self._waited_s = 0.0
 
     def __enter__(self):
         return self
@@ -165,6 +166,11 @@ class EdgeTrainer:
     def cloud(self):
         """What the cloud worker has told, a `CloudProgress`."""
         return self._sender.progress
+
+    @property
+    def differing(self):
+        """Batches that were made again and are not as in the journal."""
+        return self._uplink.differing
 
     def fit(
         self,
@@ -221,13 +227,14 @@ class EdgeTrainer:
                 journal is damaged.
             SplitError: If the cloud worker refuses.
         """
+        position = self._loop.position
         if steps is None:
             batches = self._batches(
                 x, y, sample_weight, batch_size, shuffle, augment
             )
         else:
             batches = self._stream(x, y, steps, steps_per_epoch, augment)
-            epochs = batches.passes(self._epoch, self._index)
+            epochs = batches.passes(position.epoch, position.index)
         if self._memory:
             self._memory.check_start(batch_size)
         history = keras.callbacks.History()
@@ -242,10 +249,10 @@ class EdgeTrainer:
         self.segment.stop_training = False
         callbacks.on_train_begin()
         try:
-            while self._epoch < epochs and not self.segment.stop_training:
-                self._train_epoch(batches, callbacks, validation_data)
-            self._average_if_due(at_end=True)
-            self._drain()
+            while position.epoch < epochs and not self.segment.stop_training:
+                self._loop.run_pass(batches, callbacks, validation_data)
+            self._loop.average_if_due(at_end=True)
+            self._uplink.drain(position.sequence)
         finally:
             line.close()
         callbacks.on_train_end()
@@ -298,152 +305,13 @@ class EdgeTrainer:
                 "Pass an iterable of batches, or `epochs`."
             )
         # What was recorded is gone from the source, if that cannot go back.
+        position = self._loop.position
         ahead = max(self.journal.next_sequence or 0, self._known)
-        if not callable(source) and ahead > self._sequence:
-            self._sequence = ahead
-            self._epoch, self._index = divmod(ahead, window)
+        if not callable(source) and ahead > position.sequence:
+            position.skip_to(ahead, window)
         return Stream(
-            source, steps, window, self._sequence, augment, self._seed
+            source, steps, window, position.sequence, augment, self._seed
         )
-
-    def _train_epoch(self, batches, callbacks, validation_data):
-        epoch = self._epoch
-        callbacks.on_epoch_begin(epoch)
-        found = batches.of_pass(epoch, self._index)
-        # One ahead: the last batch of a pass says that it is.
-        following = next(found, None)
-        while following is not None:
-            self._average_if_due()
-            (x, y, weight), following = following, next(found, None)
-            callbacks.on_train_batch_begin(self._index)
-            logs = self._step(x, y, weight, ends_pass=following is None)
-            self._index += 1
-            self._sequence += 1
-            is_due = self._sequence % self._checkpoint_every == 0
-            if is_due and following is not None:
-                self._save()
-            callbacks.on_train_batch_end(self._index - 1, logs)
-        logs = self._means()
-        if validation_data is not None:
-            figures = self.segment.evaluate(
-                *validation_data, verbose=0, return_dict=True
-            )
-            logs.update({f"val_{k}": v for k, v in figures.items()})
-        self._epoch, self._index = epoch + 1, 0
-        self._sums, self._rows, self._sent = {}, 0, 0
-        self._save()
-        callbacks.on_epoch_end(epoch, {**logs, **self._cloud_logs()})
-
-    def _step(self, x, y, weight, ends_pass):
-        learned = self.segment.learn(x, y, weight)
-        if not math.isfinite(learned.logs["loss"]):
-            raise ValueError(
-                f"Expected a finite loss. Received: {learned.logs['loss']} in "
-                f"batch {self._sequence}. Lower the learning rate, or look at "
-                "the data."
-            )
-        rows = self._forwarding.rows(
-            self.segment, learned.outputs, self._epoch, self._sequence
-        )
-        labels = labels_of(y, self.segment.head)
-        self._record(
-            learned.outputs["feature"][rows],
-            labels[rows],
-            None if weight is None else weight[rows],
-            ends_pass,
-        )
-        for name, value in learned.logs.items():
-            before = self._sums.get(name, 0.0)
-            self._sums[name] = before + value * len(labels)
-        self._rows += len(labels)
-        self._sent += len(rows)
-        if self._memory:
-            self._memory.check()
-        if self.averaging:
-            self.averaging.learned(len(labels))
-        return self._means()
-
-    def _average_if_due(self, at_end=False):
-        averaging = self.averaging
-        if averaging and averaging.is_due(self._sequence, at_end):
-            # What was offered must not be made a second time, differently.
-            self._save()
-            averaging.run(self._sequence, self._sender)
-            self._save()
-
-    def _record(self, feature, labels, weight, ends_pass):
-        content = pack(
-            self._sender.generation,
-            self._sequence,
-            feature,
-            labels,
-            weight,
-            codec=self._codec,
-            seed=self._seed,
-            pass_number=self._epoch,
-            ends_pass=ends_pass,
-        )
-        following = self.journal.next_sequence
-        if following is not None and self._sequence < following:
-            before = self.journal.read(self._sequence)
-            self.differing += before is not None and before != content
-            return
-        started = time.monotonic()
-        while not self.journal.append(self._sequence, content, _POLL_S):
-            self._sender.check()
-        self._waited_s += time.monotonic() - started
-        self._sender.check()
-
-    def _drain(self):
-        while not self.journal.wait_acknowledged(self._sequence, _POLL_S):
-            self._sender.check()
-
-    def _means(self):
-        logs = {k: v / max(self._rows, 1) for k, v in self._sums.items()}
-        return {**logs, "forwarded": self._sent / max(self._rows, 1)}
-
-    def _cloud_logs(self):
-        cloud = self.cloud
-        return {
-            "cloud_loss": cloud.loss,
-            "cloud_accuracy": cloud.accuracy,
-            "cloud_idle_share": cloud.idle_share,
-            "cloud_committed": cloud.committed,
-            "bytes_up": cloud.bytes_up,
-            "bytes_down": cloud.bytes_down,
-            "waited_s": self._waited_s,
-        }
-
-    def _save(self):
-        self._checkpoint.write(
-            snapshots.state_of(self.segment),
-            {
-                "epoch": self._epoch,
-                "index": self._index,
-                "sequence": self._sequence,
-                "sums": self._sums,
-                "rows": self._rows,
-                "sent": self._sent,
-                "averaging": self.averaging and self.averaging.state,
-            },
-        )
-
-    def _restore(self):
-        found = self._checkpoint.read()
-        if found is None:
-            self._epoch = self._index = self._sequence = 0
-            self._sums, self._rows, self._sent = {}, 0, 0
-            # Where a run starts from must not depend on what made the model.
-            self._save()
-            return
-        arrays, progress = found
-        snapshots.restore(self.segment, arrays)
-        self._epoch, self._index = progress["epoch"], progress["index"]
-        self._sequence = progress["sequence"]
-        self._sums = progress["sums"]
-        self._rows, self._sent = progress["rows"], progress["sent"]
-        if self.averaging:
-            self.averaging.restore(progress.get("averaging"))
 
 
 def _as_list(callbacks):

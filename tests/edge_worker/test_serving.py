@@ -1,16 +1,10 @@
 """`edge-worker serve` as a process: HTTP, gRPC, limits and its end."""
 
-import contextlib
-import http.client
-import json
-import signal
-import subprocess
-import sys
 import threading
 
 import numpy as np
 import pytest
-from waiting import poll
+from edge_serving import EdgeProcess
 
 from edge_worker import EdgeWorker
 from edge_worker.serving.http import check_loopback
@@ -22,61 +16,11 @@ from protos.options import open_channel
 from protos.tensors import decode, encode
 
 
-class EdgeProcess:
-    def __init__(self, bundle, cloud, log, *options):
-        self.log = log
-        with open(log, "w") as file:
-            self.process = subprocess.Popen(
-                [
-                    sys.executable, "-m", "edge_worker", "serve",
-                    "--bundle", str(bundle), "--cloud", cloud, "--insecure",
-                    "--listen", "127.0.0.1:0", "--grpc", "127.0.0.1:0",
-                    *options,
-                ],
-                stdout=file,
-            )  # fmt: skip
-        try:
-            poll(self._has_started, within_s=120)
-        except BaseException:
-            self.process.kill()
-            self.process.wait()
-            raise
-        first = self.lines()[0]
-        self.http, self.grpc = first["address"], first["grpc_address"]
-
-    def lines(self):
-        with open(self.log) as file:
-            return [json.loads(x) for x in file if x.endswith("\n")]
-
-    def _has_started(self):
-        if self.process.poll() is not None:
-            raise RuntimeError("it has ended")
-        return self.lines()
-
-    def ask(self, method, path, body=None, **headers):
-        """Status and content of an answer over HTTP."""
-        connection = http.client.HTTPConnection(self.http, timeout=60)
-        with contextlib.closing(connection):
-            if isinstance(body, (dict, list)):
-                body = json.dumps(body)
-            headers = {"Content-Type": "application/json", **headers}
-            connection.request(method, path, body, headers)
-            answer = connection.getresponse()
-            return answer.status, json.loads(answer.read())
-
-    def stop(self):
-        """Ends it as a service manager would; returns its exit status."""
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(20)
-
-
 @pytest.fixture(scope="module")
 def edge(exported, cloud, tmp_path_factory):
     log = tmp_path_factory.mktemp("edge") / "log"
-    edge = EdgeProcess(exported.edge, cloud.address, log)
-    yield edge
-    if edge.process.poll() is None:
-        edge.stop()
+    with EdgeProcess(exported.edge, cloud.address, log) as edge:
+        yield edge
 
 
 def test_predict(edge, rows, wanted):

@@ -16,3 +16,5 @@ def run(folder):
     for processes in made:
         for side in processes.running:
             processes.kill(side)
+            # Shown where the test has failed.
+            print(processes.name, side, processes.log(side)[-3000:])

@@ -192,7 +192,7 @@ def test_who_joins_late_begins_with_the_average(tmp_path):
         with edge_trainer(target, tmp_path, 0) as first:
             fit(first, 0)
         with edge_trainer(target, tmp_path, 1) as second:
-            second._average_if_due()
+            second._loop.average_if_due()
             for one, other in zip(
                 snapshots.float_weights(first.segment),
                 snapshots.float_weights(second.segment),

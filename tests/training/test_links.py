@@ -156,7 +156,7 @@ def test_disk_of_the_cloud_is_full_for_a_while(setup, monkeypatch):
     async def on_health(works):
         told.append(works)
 
-    setup.trainer._on_health = on_health
+    setup.trainer._learning._on_health = on_health
     write, is_full = snapshots.write, threading.Event()
 
     def fails(*arguments):

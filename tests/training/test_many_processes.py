@@ -1,13 +1,13 @@
 """Three machines, and several edges, as processes that are killed."""
 
+import functools
 import json
 import random
-import time
 
 import keras
 import numpy as np
 import pytest
-from training_data import arrays
+from training_data import BATCHES, arrays
 
 import keras_earlyexit as ee
 from keras_earlyexit.cli import main
@@ -29,22 +29,21 @@ def folder(tmp_path):
     )
     model.save(tmp_path / "model.keras")
     x, y = arrays()
-    for edge in (1, 2):
-        rows = slice((edge - 1) * 100, edge * 100)
-        np.savez(tmp_path / f"data_{edge}.npz", x=x[rows], y=y[rows])
     np.savez(tmp_path / "data.npz", x=x, y=y)
     return tmp_path
 
 
 CUTS = ("--cut", "exit_0", "--cut", "exit_1")
 EDGE = ("--data", "training_data:batches", "--checkpoint-every", 7)
+EPOCHS = 12
+STEPS = EPOCHS * BATCHES
 
 
 def start_tiers(tiers):
     above = tiers.address("cloud")
     tiers.start("cloud", *CUTS, "--commit-every", 5)
     start_middle(tiers, above)
-    tiers.start("edge", *CUTS, *EDGE, "--epochs", 12, asks="cloud_middle")
+    tiers.start("edge", *CUTS, *EDGE, "--epochs", EPOCHS, asks="cloud_middle")
 
 
 def start_middle(tiers, above):
@@ -64,33 +63,19 @@ def finish_tiers(tiers):
     return [[a.tobytes() for a in tiers.state(name)] for name in names]
 
 
-def moves(tiers, side, before):
-    """Waits until a side has committed something new."""
-    ends = time.monotonic() + 300
-    while size_of(tiers, side) == before:
-        assert time.monotonic() < ends, tiers.log(side)
-        time.sleep(0.02)
-
-
-def size_of(tiers, side):
-    try:
-        return [a.tobytes() for a in tiers.state(side)]
-    except FileNotFoundError:
-        return None
-
-
 def test_middle_is_killed_and_all_three_are_as_if_it_had_not_been(run, folder):
     calm = run("calm")
     start_tiers(calm)
     expected = finish_tiers(calm)
-    tiers, rng = run("killed"), random.Random(0)
-    tiers.environment["SECONDS_A_BATCH"] = "0.15"
+    tiers = run("killed")
+    tiers.allow(0)
     start_tiers(tiers)
-    for _ in range(4):
-        moves(tiers, "cloud_middle", size_of(tiers, "cloud_middle"))
-        time.sleep(rng.uniform(0, 0.5))
+
+    def kill():
         tiers.kill("cloud_middle")
         start_middle(tiers, tiers.address("cloud"))
+
+    tiers.disturb([kill] * 4, "cloud_middle", STEPS, random.Random(0))
     assert tiers.kills == 4
     found = finish_tiers(tiers)
     for one, other in zip(found, expected, strict=True):
@@ -112,8 +97,8 @@ def start_edges(edges, numbers=(1, 2)):
     for number in numbers:
         edges.start(
             f"edge_{number}",
-            *("--data", edges.folder / f"data_{number}.npz", "--epochs", 12),
-            *("--batch-size", 10, "--average-every", 15),
+            *("--data", f"training_data:batches_{number}"),
+            *("--epochs", EPOCHS, "--average-every", 15),
             *("--checkpoint-every", 4, "--average-patience-s", 3000),
         )
 
@@ -135,21 +120,24 @@ def test_edges_that_are_averaged_are_killed(run, folder):
     for number in (1, 2):
         calm.wait(f"edge_{number}", 900)
     calm.stop("cloud")
-    edges, rng = run("killed"), random.Random(1)
+    edges = run("killed")
+    edges.allow(0)
     start_cloud(edges)
     start_edges(edges)
-    for side in ("edge_1", "cloud", "edge_2"):
-        moves(edges, "edge_2", size_of(edges, "edge_2"))
-        time.sleep(rng.uniform(0, 0.3))
+
+    def kill(side):
         edges.kill(side)
         if side == "cloud":
             start_cloud(edges)
         else:
             start_edges(edges, [int(side[-1])])
+
+    kills = [functools.partial(kill, x) for x in ("edge_1", "cloud", "edge_2")]
+    edges.disturb(kills, "edge_2", STEPS, random.Random(1))
+    assert edges.kills == 3
     for number in (1, 2):
         edges.wait(f"edge_{number}", 900)
     edges.stop("cloud")
-    print("kills:", edges.kills)
     for number in (1, 2):
         one, other = (x.state(f"edge_{number}") for x in (calm, edges))
         for a, b in zip(one, other, strict=True):

@@ -161,7 +161,7 @@ def test_middle_waits_while_the_further_one_is_gone(tmp_path):
             forward="all",
         ) as edge_trainer:
             edge_trainer.fit(*data(), epochs=1, batch_size=16, verbose=0)
-        outlet = trainer._outlet
+        outlet = trainer._learning._outlet
         poll(lambda: outlet.left == 4, 20)
         with worker(top, tmp_path / "top", address=above) as (_, last):
             poll(lambda: outlet.left == 0, 60)

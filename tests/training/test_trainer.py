@@ -7,6 +7,7 @@ from training_server import serving
 
 import keras_earlyexit as ee
 from cloud_worker.training.trainer import Trainer
+from edge_worker.training.position import Position
 from edge_worker.training.trainer import EdgeTrainer
 from keras_earlyexit import snapshots
 from protos.errors import Fenced, VersionMismatch, WireError
@@ -232,10 +233,12 @@ def test_labels_out_of_range_are_refused(tmp_path):
             with pytest.raises(ValueError, match="from 0 to 2"):
                 edge.fit(x, y + 1, verbose=0)
             # Past the edge's own look at it.
-            edge._record(np.ones((2, 6), "float32"), np.array([0, 3]), None, 1)
-            edge._sequence += 1
+            outputs = {"feature": np.ones((2, 6), "float32")}
+            edge._uplink.record(
+                outputs, np.array([0, 3]), None, Position(), ends_pass=True
+            )
             with pytest.raises(WireError):
-                edge._drain()
+                edge._uplink.drain(1)
         assert trainer.steps == 0
     for one, other in zip(before, snapshots.state_of(cloud), strict=True):
         np.testing.assert_array_equal(one, other)
@@ -248,7 +251,7 @@ def test_starts_without_the_cloud_and_catches_up(tmp_path):
         pass
     edge = edge_trainer(target, tmp_path / "e", forward="all")
     x, y = data()
-    edge._step(x[:16], y[:16], None, False)
+    edge._loop.step(x[:16], y[:16], None, ends_pass=False)
     assert len(edge.journal) == 1 and not edge.cloud.is_connected
     edge.close()
     cloud = cloud_segment()
