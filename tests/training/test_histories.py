@@ -1,4 +1,4 @@
-"""Journal, sending and learning together, through 2,000 generated histories.
+"""Journal, sending and learning together, through generated histories.
 
 Both sides are the real ones but for the connection: batches are handed over one
 by one, twice, or not at all; so are the answers; and either process may end at
@@ -189,14 +189,25 @@ class World:
         assert len(self.applied) == self.made and len(self.journal) == 0
 
 
-@settings(
-    max_examples=2000,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=list(HealthCheck),
+GENERATED = settings(
+    deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
 )
+
+
+@settings(GENERATED, max_examples=200)
 @given(EVENTS)
 def test_histories_of_both_sides(events):
+    check(events)
+
+
+@pytest.mark.faults
+@settings(GENERATED, max_examples=2000)
+@given(EVENTS)
+def test_many_histories_of_both_sides(events):
+    check(events)
+
+
+def check(events):
     folder = tempfile.mkdtemp()
     try:
         world = World(folder)

@@ -18,6 +18,9 @@ from waiting import poll
 
 from keras_earlyexit import snapshots
 
+#: What a machine with much else to do may take; not what is measured.
+PATIENCE_S = 300
+pytestmark = pytest.mark.timeout(1800)
 HERE = pathlib.Path(__file__).resolve().parent.parent
 
 
@@ -53,7 +56,7 @@ class Side:
     def kill(self):
         if self.process.poll() is None:
             os.kill(self.process.pid, signal.SIGKILL)
-            self.process.wait(10)
+            self.process.wait(PATIENCE_S)
             self.kills += 1
 
     def text(self):
@@ -74,8 +77,8 @@ def sides(tmp_path):
         side.kill()
 
 
-def check_done(edge, cloud, seconds=60):
-    ends = time.monotonic() + seconds
+def check_done(edge, cloud):
+    ends = time.monotonic() + PATIENCE_S
     while edge.process.poll() is None and time.monotonic() < ends:
         if cloud.process.poll() is not None:
             cloud.kills += 1
@@ -109,7 +112,9 @@ def kill_at_random(sides, tmp_path, steps, kills, seed):
     # Not by the clock: how long the steps take is the machine's affair.
     moments = sorted(rng.sample(range(steps * 3 // 4), kills))
     for i, moment in enumerate(moments):
-        poll(lambda least=moment: committed(tmp_path / "c") >= least, 60)
+        poll(
+            lambda least=moment: committed(tmp_path / "c") >= least, PATIENCE_S
+        )
         time.sleep(rng.uniform(0, 0.02))
         side = (edge, cloud)[i % 2]
         side.kill()
@@ -127,7 +132,7 @@ def test_few_kills_of_both_sides(sides, tmp_path):
 @pytest.mark.parametrize("seed", range(3))
 def test_many_kills_of_both_sides(sides, tmp_path, seed):
     print(f"--seed {seed}")
-    assert kill_at_random(sides, tmp_path, 20_000, 20, seed) >= 20
+    assert kill_at_random(sides, tmp_path, 5000, 20, seed) >= 20
 
 
 @pytest.mark.faults
@@ -140,7 +145,7 @@ def test_kill_at_each_point_of_a_step(sides, tmp_path, point):
     kills = 0
     while kills < 10:
         cloud.start(point, rng.randrange(1, 8))
-        ends = time.monotonic() + 60
+        ends = time.monotonic() + PATIENCE_S
         while cloud.process.poll() is None:
             assert time.monotonic() < ends, cloud.text()
             assert edge.process.poll() is None, edge.text()
@@ -158,15 +163,15 @@ def test_older_process_that_wakes_up_is_fenced(sides, tmp_path):
     port, steps = free_port(), 5000
     cloud = sides("cloud", "cloud", tmp_path / "c", port)
     zombie = sides("zombie", "edge", tmp_path / "e", port, steps)
-    poll(lambda: committed(tmp_path / "c") > 200, 60)
+    poll(lambda: committed(tmp_path / "c") > 200, PATIENCE_S)
     zombie.process.send_signal(signal.SIGSTOP)
     shutil.copytree(tmp_path / "e", tmp_path / "copy")
     edge = sides("edge", "edge", tmp_path / "copy", port, steps)
-    poll(lambda: committed(tmp_path / "c") > 1000, 60)
+    poll(lambda: committed(tmp_path / "c") > 1000, PATIENCE_S)
     zombie.process.send_signal(signal.SIGCONT)
-    assert zombie.process.wait(60) != 0
+    assert zombie.process.wait(PATIENCE_S) != 0
     assert "Fenced" in zombie.text()
-    check_done(edge, cloud, seconds=300)
+    check_done(edge, cloud)
     check_ledger(tmp_path / "c", steps)
 
 
@@ -178,7 +183,9 @@ def test_disk_that_is_full_twenty_times(sides, tmp_path):
     edge = sides("edge", "edge", tmp_path / "e", port, steps)
     readable = 0
     for i in range(20):
-        poll(lambda least=i * 200: committed(tmp_path / "c") > least, 60)
+        poll(
+            lambda least=i * 200: committed(tmp_path / "c") > least, PATIENCE_S
+        )
         limit_files(cloud.process.pid, 100)
         # The commit in flight may still be one from before.
         time.sleep(0.2)
@@ -193,7 +200,7 @@ def test_disk_that_is_full_twenty_times(sides, tmp_path):
         assert kept <= before
         limit_files(cloud.process.pid, resource.RLIM_INFINITY)
     assert readable == 20
-    check_done(edge, cloud, seconds=300)
+    check_done(edge, cloud)
     check_ledger(tmp_path / "c", steps)
 
 

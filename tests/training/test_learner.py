@@ -56,14 +56,26 @@ EVENTS = st.lists(
 )
 
 
-@settings(
-    max_examples=2000,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=list(HealthCheck),
+GENERATED = settings(
+    deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
 )
-@given(EVENTS, st.integers(1, 5))
+OF_A_LEDGER = given(EVENTS, st.integers(1, 5))
+
+
+@settings(GENERATED, max_examples=200)
+@OF_A_LEDGER
 def test_histories(events, commit_every):
+    check(events, commit_every)
+
+
+@pytest.mark.faults
+@settings(GENERATED, max_examples=2000)
+@OF_A_LEDGER
+def test_many_histories(events, commit_every):
+    check(events, commit_every)
+
+
+def check(events, commit_every):
     """Send, repeat, reorder, drop, crash and restart against a replay."""
     ledger, now = Memory(), [0.0]
 
