@@ -149,7 +149,7 @@ def cloud_worker(options):
     finally:
         # It writes its segment before it ends.
         process.terminate()
-        process.communicate(timeout=60)
+        process.communicate(timeout=300)
 
 
 def train_edge(options, address):

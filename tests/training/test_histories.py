@@ -201,6 +201,7 @@ def test_histories_of_both_sides(events):
 
 
 @pytest.mark.faults
+@pytest.mark.timeout(1800)
 @settings(GENERATED, max_examples=2000)
 @given(EVENTS)
 def test_many_histories_of_both_sides(events):

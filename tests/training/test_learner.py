@@ -69,6 +69,7 @@ def test_histories(events, commit_every):
 
 
 @pytest.mark.faults
+@pytest.mark.timeout(1800)
 @settings(GENERATED, max_examples=2000)
 @OF_A_LEDGER
 def test_many_histories(events, commit_every):
