@@ -9,9 +9,13 @@ import keras
 import numpy as np
 import pytest
 from training_data import BATCHES, arrays
+from training_server import serving
 
+import edge_worker.cli
 import keras_earlyexit as ee
 from cloud_worker.training.remote_ledger import RemoteLedger
+from cloud_worker.training.trainer import Trainer
+from keras_earlyexit import snapshots
 from keras_earlyexit.cli import main
 
 
@@ -35,21 +39,26 @@ def bytes_of(states):
     return [[array.tobytes() for array in arrays] for arrays in states]
 
 
-def test_train_and_merge(folder, run):
-    both = run("once")
-    cloud = both.start("cloud", "--commit-every", 5)
-    both.start(
-        "edge",
-        *("--data", folder / "data.npz", "--epochs", 4),
-        *("--codec", "uint8", "--json"),
-    )
-    both.finish()
-    assert "listening on 127.0.0.1" in both.log("cloud")
-    assert cloud.returncode == 0
-    text = both.log("edge")
-    facts = json.loads(text[text.index("{") : text.rindex("}") + 1])
+def test_train_and_merge(folder, capsys):
+    """The edge's command, against a cloud worker of this process."""
+    cloud = ee.split(keras.models.load_model(folder / "model.keras"), "exit_0")
+    cloud[1].compile(keras.optimizers.Adam(0.01))
+    parts = [str(folder / f"{side}.keras") for side in ("edge", "cloud")]
+    with serving(
+        lambda: Trainer.for_segment(cloud[1], folder / "cloud", commit_every=5)
+    ) as (target, trainer):
+        command = [
+            *("train", "--model", folder / "model.keras", "--cloud", target),
+            *("--data", folder / "data.npz", "--epochs", 4, "--json"),
+            *("--state", folder / "edge", "--output", parts[0], "--insecure"),
+            *("--codec", "uint8", "--learning-rate", 0.01),
+        ]
+        assert edge_worker.cli.main([str(part) for part in command]) == 0
+        assert trainer.steps == 28
+    facts = json.loads(capsys.readouterr().out)
     assert facts["batches"] == 28 and facts["bytes_up"] > 28 * 32 * 8 / 4
-    parts = [str(both.path(f"{side}.keras")) for side in ("edge", "cloud")]
+    assert facts["seconds"] > 0
+    snapshots.save_model(cloud[1], parts[1])
     assert main(["merge", *parts, "-o", str(folder / "merged.keras")]) == 0
     merged = keras.models.load_model(folder / "merged.keras")
     data = np.load(folder / "data.npz")
