@@ -21,7 +21,8 @@ def batches():
     """A function of the epoch that gives its batches, as many as may come.
 
     How many batches of all epochs may come stands in the file that the
-    environment's `BATCHES_FILE` names; without it all of them may.
+    environment's `BATCHES_FILE` names; without it all of them may. Each takes
+    `SECONDS_A_BATCH`, if that is set.
     """
     return _batches_of(slice(None))
 
@@ -52,3 +53,4 @@ def _wait_for(number):
     path = os.environ.get("BATCHES_FILE")
     while path and int(pathlib.Path(path).read_text() or 0) <= number:
         time.sleep(0.02)
+    time.sleep(float(os.environ.get("SECONDS_A_BATCH", 0)))
