@@ -126,7 +126,7 @@ def test_another_machine_goes_on_from_a_store(folder, run, tmp_path):
     both.start("cloud", "--commit-every", 7, "--state", url)
     both.start("edge", *edge)
     ends = time.monotonic() + 300
-    while step_of(both) < 40:
+    while both.steps("edge") < 40:
         assert both.running["edge"].poll() is None, both.log("edge")
         assert time.monotonic() < ends, both.log("cloud")
         time.sleep(0.01)
