@@ -92,10 +92,10 @@ ROW = r"│ (exit_0|exit_1|final|mean|0\.1|min)\s+│\s+([\d.]+)\s+│\s+([\d.]+
 
 
 @pytest.mark.parametrize(
-    ("name", "least"), [("segmentation", 80), ("tagging", 85)]
+    ("name", "epochs", "least"), [("segmentation", 5, 85), ("tagging", 2, 88)]
 )
-def test_heads_with_positions(name, least):
-    shown = run(name, "--epochs", 2)
+def test_heads_with_positions(name, epochs, least):
+    shown = run(name, "--epochs", epochs)
     rows = {row[0]: row[1:] for row in re.findall(ROW, shown)}
     assert set(rows) == {"exit_0", "exit_1", "final", "mean", "0.1", "min"}
     assert float(rows["final"][1]) > least
