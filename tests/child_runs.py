@@ -8,6 +8,7 @@ other tests run meanwhile where pytest has several workers (`make test`).
 import importlib.util
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -28,8 +29,13 @@ def others():
     )
 
 
-def run(backend, within_s):
-    """Runs the marked tests on a backend; its status and what it printed.
+def run(backend, marker, within_s):
+    """Runs tests on a backend; the exit status and what was printed.
+
+    Args:
+        backend: Its name.
+        marker: The marker of the tests.
+        within_s: Seconds that they may take in all.
 
     Raises:
         subprocess.TimeoutExpired: If it takes longer; it is ended then.
@@ -47,9 +53,9 @@ def run(backend, within_s):
     done = subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "-q", "--color=no"),
-            *("-m", "backends and not faults and not fuzz and not long"),
+            *("-m", f"{marker} and not faults and not fuzz and not long"),
             *("-p", "no:cacheprovider", "-p", "no:xdist"),
-            *map(str, marked_files()),
+            *map(str, _files(marker)),
         ],
         cwd=TESTS.parent,
         env=environment,
@@ -63,10 +69,11 @@ def run(backend, within_s):
     return done.returncode, "\n".join(f"{backend} | {x}" for x in lines)
 
 
-def marked_files():
-    """The test files with a test marked `backends`."""
+def _files(marker):
+    """The test files with a test that has a marker."""
+    marked = re.compile(rf"\bmark\.{marker}\b")
     return [
         file
         for file in sorted(TESTS.rglob("test_*.py"))
-        if "mark.backends" in file.read_text(encoding="utf-8")
+        if marked.search(file.read_text(encoding="utf-8"))
     ]

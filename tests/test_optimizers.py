@@ -8,7 +8,7 @@ from keras import layers, ops
 import keras_earlyexit as ee
 from keras_earlyexit.optimizers import CompositeOptimizer, composite
 
-pytestmark = pytest.mark.backends
+pytestmark = pytest.mark.backends_long
 
 BACKEND = keras.backend.backend()
 EAGER = BACKEND != "jax"

@@ -9,7 +9,7 @@ import keras_earlyexit as ee
 from keras_earlyexit.calibration import observe
 
 pytestmark = [
-    pytest.mark.backends,
+    pytest.mark.backends_long,
     pytest.mark.filterwarnings("ignore:Policy .* reads the confidence"),
 ]
 

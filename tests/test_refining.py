@@ -8,7 +8,7 @@ from keras import layers, ops
 import keras_earlyexit as ee
 from keras_earlyexit import refining
 
-pytestmark = pytest.mark.backends
+pytestmark = pytest.mark.backends_long
 
 
 @keras.saving.register_keras_serializable(package="tests")

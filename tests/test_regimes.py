@@ -8,7 +8,7 @@ from keras import layers, ops
 import keras_earlyexit as ee
 from keras_earlyexit import regimes
 
-pytestmark = pytest.mark.backends
+pytestmark = pytest.mark.backends_long
 
 BACKBONE = regimes.BACKBONE
 EXITS = {"exit_0", "exit_1"}

@@ -50,7 +50,7 @@ def test_arrays_and_facts(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["state"]
 
 
-@pytest.mark.backends
+@pytest.mark.backends_long
 def test_training_goes_on_bit_by_bit(tmp_path):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(6, 16, 4)).astype("float32")

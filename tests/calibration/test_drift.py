@@ -19,7 +19,7 @@ from keras_earlyexit.calibration import (
     observe,
 )
 
-pytestmark = pytest.mark.backends
+pytestmark = pytest.mark.backends_long
 
 EXITS = ("exit_0", "exit_1", "final")
 THRESHOLDS = (0.8, 0.7)

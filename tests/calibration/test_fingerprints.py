@@ -15,7 +15,7 @@ from keras_earlyexit.calibration import (
     observe,
 )
 
-pytestmark = pytest.mark.backends
+pytestmark = pytest.mark.backends_long
 
 
 def pixels(split):

@@ -17,7 +17,7 @@ from keras_earlyexit.calibration import (
     top_label,
 )
 
-pytestmark = pytest.mark.backends
+pytestmark = pytest.mark.backends_long
 
 
 def predictions(n=500, classes=5, seed=0):

@@ -11,7 +11,7 @@ import keras_earlyexit as ee
 from keras_earlyexit.cost.measured import MeasuredCost, Timing
 from keras_earlyexit.cost.profiles import DeviceProfile
 
-pytestmark = pytest.mark.backends
+pytestmark = pytest.mark.backends_long
 
 MEASURED = MeasuredCost("milliseconds", 1, (2.0, 4.5), 5.0)
 

@@ -11,7 +11,7 @@ from keras_earlyexit.objectives.exit_scheduling import (
     ScheduledScore,
 )
 
-pytestmark = pytest.mark.backends
+pytestmark = pytest.mark.backends_long
 
 EAGER = keras.backend.backend() != "jax"
 COSTS = [0.25, 0.5, 1.0]

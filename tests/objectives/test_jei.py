@@ -13,7 +13,7 @@ from keras_earlyexit.objectives.jei import UncertaintyGate, uncertainties
 from keras_earlyexit.objectives.jei_phases import GATES
 from keras_earlyexit.policies.confidence import exit_distribution
 
-pytestmark = pytest.mark.backends
+pytestmark = pytest.mark.backends_long
 
 EAGER = keras.backend.backend() != "jax"
 DATA = pathlib.Path(__file__).parents[1] / "data" / "jei.json"

@@ -7,7 +7,7 @@ from keras import layers, ops
 
 import keras_earlyexit as ee
 
-pytestmark = pytest.mark.backends
+pytestmark = pytest.mark.backends_long
 
 EAGER = keras.backend.backend() != "jax"
 COSTS = [0.25, 0.5, 1.1]

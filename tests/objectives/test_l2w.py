@@ -8,7 +8,7 @@ from keras import layers, ops
 import keras_earlyexit as ee
 from keras_earlyexit.objectives.l2w_trial import Trial, share_out
 
-pytestmark = pytest.mark.backends
+pytestmark = pytest.mark.backends_long
 
 BACKEND = keras.backend.backend()
 GENERATOR = np.random.default_rng(5)

@@ -8,7 +8,7 @@ from keras import layers, ops
 import keras_earlyexit as ee
 from keras_earlyexit.objectives.zero_time_waste import CascadeEnsemble
 
-pytestmark = pytest.mark.backends
+pytestmark = pytest.mark.backends_long
 
 LOGITS = np.random.default_rng(5).normal(size=(3, 4, 5)).astype("float32")
 Y = np.array([0, 4, 2, 2])

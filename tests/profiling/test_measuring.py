@@ -16,7 +16,7 @@ from keras import layers, ops
 import keras_earlyexit as ee
 from keras_earlyexit import profiling
 
-pytestmark = pytest.mark.backends
+pytestmark = pytest.mark.backends_long
 
 BACKEND = keras.backend.backend()
 

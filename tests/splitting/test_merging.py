@@ -11,7 +11,7 @@ from zoo import as_numpy as numbers
 import keras_earlyexit as ee
 from keras_earlyexit.cli import main
 
-pytestmark = pytest.mark.backends
+pytestmark = pytest.mark.backends_long
 
 
 def rows():

@@ -8,7 +8,7 @@ import zoo
 import keras_earlyexit as ee
 from keras_earlyexit.splitting import partitioning
 
-pytestmark = pytest.mark.backends
+pytestmark = pytest.mark.backends_long
 
 
 def check_segments(model, segments, x):

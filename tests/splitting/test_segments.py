@@ -11,7 +11,7 @@ from zoo import as_numpy as numbers
 
 import keras_earlyexit as ee
 
-pytestmark = pytest.mark.backends
+pytestmark = pytest.mark.backends_long
 
 
 def build(seed=0, regularizer=None, dropout=0.2):
