@@ -63,6 +63,7 @@ def trained(request):
     return ("--model", folder / "model.keras")
 
 
+@LONG
 def test_quickstart():
     shown = run_alone("quickstart")
     accuracy, cost = re.search(
@@ -91,6 +92,7 @@ def test_demo(demo):
 ROW = r"│ (exit_0|exit_1|final|mean|0\.1|min)\s+│\s+([\d.]+)\s+│\s+([\d.]+)"
 
 
+@LONG
 @pytest.mark.parametrize(
     ("name", "epochs", "least"), [("segmentation", 5, 85), ("tagging", 2, 88)]
 )
@@ -114,6 +116,7 @@ def test_risk_control(trained, tmp_path):
     assert (tmp_path / "risk_control.png").stat().st_size > 5000
 
 
+@LONG
 def test_tuning(tmp_path):
     shown = run(
         "tuning",
@@ -128,6 +131,7 @@ def test_tuning(tmp_path):
     assert list(model.exit_layers) == found["exits"]
 
 
+@LONG
 def test_compare(tmp_path):
     shown = run(
         "compare",
@@ -139,6 +143,7 @@ def test_compare(tmp_path):
     assert 0 < rows[0]["cost"] < 1.1
 
 
+@LONG
 def test_drift(tmp_path):
     run(
         "drift",
@@ -186,7 +191,7 @@ ROUTED = r"│ routed\s+│\s+([\d.]+)%\s+│\s+([\d.]+)"
     ("name", "flags", "least"),
     [
         ("tabular", (), 90),
-        ("text", ("--epochs", 2), 80),
+        pytest.param("text", ("--epochs", 2), 80, marks=LONG),
         pytest.param(
             *("pretrained", ("--epochs", 1, "--exit-epochs", 2), 10),
             marks=LONG,

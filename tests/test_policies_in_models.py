@@ -21,7 +21,13 @@ POLICIES = (
     "patience",
     "joint_gate",
 )
-OBJECTIVES = (None, "boosted", "zero_time_waste", "jei")
+LONG = pytest.mark.long
+OBJECTIVES = (
+    None,
+    pytest.param("boosted", marks=LONG),
+    "zero_time_waste",
+    pytest.param("jei", marks=LONG),
+)
 
 
 def rows(count=60):

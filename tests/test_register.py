@@ -71,14 +71,26 @@ def run(code, *options, **environment):
     return done.stdout, done.stderr
 
 
+# Each is a process that loads Keras.
+LONG = pytest.mark.long
+
+
 @pytest.mark.parametrize(
     "imports",
     [
         pytest.param("import keras_earlyexit, keras", id="ours first"),
-        pytest.param("import keras, keras_earlyexit", id="Keras first"),
-        pytest.param("import keras_earlyexit.surgery", id="a module of ours"),
-        pytest.param("import keras_earlyexit as ee; ee.add_exits", id="a name"),
-        pytest.param(FIND_ONLY, id="only looked for at first"),
+        pytest.param(
+            "import keras, keras_earlyexit", id="Keras first", marks=LONG
+        ),
+        pytest.param(
+            "import keras_earlyexit.surgery", id="a module of ours", marks=LONG
+        ),
+        pytest.param(
+            "import keras_earlyexit as ee; ee.add_exits",
+            id="a name",
+            marks=LONG,
+        ),
+        pytest.param(FIND_ONLY, id="only looked for at first", marks=LONG),
         pytest.param(TWO_THREADS, id="two threads at once"),
         pytest.param(SECOND_TRY, id="the first try failed"),
     ],

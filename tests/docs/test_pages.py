@@ -222,8 +222,9 @@ def _nothing(names):
     yield
 
 
-# They train or measure for long.
-_LONG = ("tuning.md",)
+# They train or measure for long. The blocks of planning.md run with profiles
+# that nobody has to measure in `tests/planning` too.
+_LONG = ("planning.md", "tuning.md")
 
 
 @pytest.mark.parametrize(

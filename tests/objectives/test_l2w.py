@@ -240,6 +240,7 @@ def test_a_trial_leaves_no_trace(digits):
         np.testing.assert_array_equal(ops.convert_to_numpy(variable), old)
 
 
+@pytest.mark.long
 def test_the_rest_of_training_is_as_without_it(digits):
     """With no step of the weight network, or one of length 0, all is equal."""
     weights = []

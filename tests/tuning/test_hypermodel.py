@@ -36,9 +36,15 @@ TUNERS = {
 }
 
 
+LONG = pytest.mark.long
+
+
 # Of two points there is little to learn, says scikit-learn.
 @pytest.mark.filterwarnings("ignore:The optimal value found:UserWarning")
-@pytest.mark.parametrize("name", sorted(TUNERS))
+@pytest.mark.parametrize(
+    "name",
+    ["random", *(pytest.param(x, marks=LONG) for x in TUNERS if x != "random")],
+)
 def test_tuners(name, data, tmp_path):
     space = FAST if name == "random" else ONE
     hypermodel = tuning.ExitHyperModel(build, budget=0.8, space=space)
