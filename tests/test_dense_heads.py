@@ -102,7 +102,7 @@ def outputs_of(model, x):
     return {name: as_numpy(value) for name, value in model(x).items()}
 
 
-@pytest.mark.backends
+@pytest.mark.backends_long
 def test_every_exit_answers_at_every_position(trained):
     model, (x, y) = trained
     outputs = outputs_of(model, x)

@@ -91,7 +91,7 @@ LONG = pytest.mark.long
             marks=LONG,
         ),
         pytest.param(FIND_ONLY, id="only looked for at first", marks=LONG),
-        pytest.param(TWO_THREADS, id="two threads at once"),
+        pytest.param(TWO_THREADS, id="two threads at once", marks=LONG),
         pytest.param(SECOND_TRY, id="the first try failed"),
     ],
 )

@@ -12,7 +12,7 @@ import keras_earlyexit as ee
 from keras_earlyexit.bundle.specs import BundleError
 
 
-@pytest.mark.backends
+@pytest.mark.backends_long
 @pytest.mark.parametrize("format", FORMATS)
 def test_a_bundle_answers_as_the_model(format, small, rows, bundle_in):
     bundle = ee.load_bundle(bundle_in(format))

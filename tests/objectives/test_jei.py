@@ -356,6 +356,7 @@ def test_positive_weights_from_validation_data(digits):
     assert logs["confidence_loss"] == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.long
 def test_the_weight_of_cost_moves_samples_early(digits):
     plain, *models = build(3)
     plain = ee.strip_exits(plain)

@@ -50,7 +50,9 @@ def optimizers(count):
     return made[:count]
 
 
-@pytest.mark.parametrize("base", ["eenet_v2", "branchynet"])
+@pytest.mark.parametrize(
+    "base", ["eenet_v2", pytest.param("branchynet", marks=pytest.mark.long)]
+)
 @pytest.mark.parametrize(
     "cuts", [("exit_0",), ("exit_1",), ("exit_0", "exit_1")]
 )
