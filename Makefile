@@ -54,7 +54,7 @@ PARALLEL := --numprocesses auto --maxprocesses 4 --dist worksteal
 AS_ROOT = $(if $(filter-out 0,$(shell id -u)),sudo)
 
 .PHONY: help venv demo test browser test-long test-faults test-fuzz \
-	test-notebooks lint format bench protos docs clean distclean
+	test-notebooks lint format bench results protos docs clean distclean
 
 help:
 	@echo "make demo        train and run a network with early exits [DATA=mnist]"
@@ -67,6 +67,7 @@ help:
 	@echo "make lint        check style and formatting"
 	@echo "make format      mend style and formatting"
 	@echo "make bench       run the benchmarks [BENCH=benchmarks/name.py]"
+	@echo "make results     run the experiments of docs/results.md, many hours"
 	@echo "make protos      generate the code of protos/split.proto again"
 	@echo "make docs        build the documentation into site/"
 	@echo "make venv        make the virtual environment $(VENV), nothing else"
@@ -119,6 +120,10 @@ bench: $(VENV)/.installed-demo
 		echo "==> Running $$file"; \
 		$(BIN) $$file $(ARGS) || exit 1; \
 	done
+
+results: $(VENV)/.installed-demo
+	@echo "==> Running what docs/results.md shows; stop and go on at any time"
+	@$(BIN) benchmarks/results.py $(ARGS)
 
 protos: $(VENV)/.installed-test
 	@echo "==> Generating the code of protos/split.proto"
