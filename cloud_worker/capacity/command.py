@@ -96,6 +96,12 @@ def capacity(
         check_package("matplotlib", "--plot")
     numbers = _numbers(edges)
     with mendable():
+        if not service.is_file():
+            raise FileNotFoundError(
+                "Expected --service to be a file that `edge-worker load "
+                f"--calibrate` has written. Received: '{service}', which is "
+                "no file. Correct the path, or measure a worker first."
+            )
         found = Service.load(service)
     with mendable(ExitCode.USAGE):
         trip_s = found.round_trip_seconds

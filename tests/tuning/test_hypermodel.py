@@ -96,7 +96,6 @@ def test_trials_that_cannot_be_built_are_failed_trials(data, tmp_path):
         hypermodel.build(hp)
 
 
-@LONG
 def test_a_budget_that_no_exit_fits(data, tmp_path):
     hypermodel = tuning.ExitHyperModel(
         lambda hp: build(), budget=0.05, space=FAST
