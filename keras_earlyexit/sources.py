@@ -8,6 +8,7 @@ import re
 import sys
 import typing
 import zipfile
+import zlib
 
 import numpy as np
 
@@ -21,6 +22,11 @@ _HOW = (
     "class, an .npz file with x and y, or module:function."
 )
 _IMAGES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
+#: What a file raises that is empty, cut off, damaged, or something else.
+_UNREADABLE = (
+    *(EOFError, KeyError, OSError, ValueError),
+    *(zipfile.BadZipFile, zlib.error),
+)
 #: What is not divided is one part.
 _WHOLE = "train"
 
@@ -184,7 +190,7 @@ def _of_file(path, split, default_split):
                 for name, first, stop in ranges
                 if f"sample_weight{parts[name]}" in arrays
             ]
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+    except _UNREADABLE as error:
         raise ValueError(
             "Expected an .npz file with arrays x and y, or x_train, y_train, "
             f"... Received: {str(path)!r} ({error})."

@@ -7,7 +7,7 @@ import pytest
 
 import keras_earlyexit as ee
 from keras_earlyexit import cli
-from keras_earlyexit.cli import ExitCode, plan
+from keras_earlyexit.cli import ExitCode, plan_inputs
 from keras_earlyexit.cli.shared import CommandError
 
 
@@ -118,7 +118,8 @@ def test_a_plain_model_and_a_picture(run, folder, tmp_path):
         (("--forward", "some"), ExitCode.INPUT, "'non_exited' or a share"),
         (("--objective", "joy"), ExitCode.INPUT, "'seconds' or 'bytes'"),
         (("--edge", "none.json"), ExitCode.INPUT, "no profile of a device"),
-        (("--plot", "plan.xyz"), ExitCode.INPUT, "cannot be saved"),
+        (("--plot", "plan.xyz"), ExitCode.USAGE, ".png, .svg, .pdf"),
+        (("--plot", "none/plan.png"), ExitCode.INPUT, "there is no folder"),
     ],
 )
 def test_what_the_user_can_mend(run, given, option, status, message):
@@ -129,12 +130,41 @@ def test_what_the_user_can_mend(run, given, option, status, message):
     assert message in errors and "Traceback" not in errors
 
 
+@pytest.mark.parametrize(
+    "option",
+    [("--rates", "0.5,0.4"), ("--forward", "2"), ("--memory-limit", "0B")],
+)
+def test_mistakes_are_told_before_anything_is_measured(run, folder, option):
+    status, output, errors = run(
+        *(folder / "model.keras", "--link", "1Gbit/s", "--mode", "train"),
+        *option,
+    )
+    assert (status, output) == (ExitCode.INPUT, "")
+    assert "Expected" in errors and "measuring" not in errors
+
+
+@pytest.mark.parametrize("name", ["model.keras", "plain.keras"])
+def test_a_dry_run_measures_nothing(run, folder, name):
+    given = (folder / name, "--link", "1Gbit/s", "--batch-size", 8)
+    status, output, errors = run(*given, "--dry-run", "--json")
+    assert (status, errors) == (ExitCode.OK, "")
+    facts = json.loads(output)
+    assert facts["measured_here"] == ["edge", "cloud"]
+    assert facts["batch_sizes"] == [1, 8]
+    edge = ("--edge", folder / "edge.json", "--plot", folder / "not.png")
+    status, output, errors = run(*given, *edge, "--dry-run")
+    assert (status, errors) == (ExitCode.OK, "")
+    assert "Would plan" in output and "1, 8" in output
+    assert not (folder / "not.png").exists()
+
+
 def test_no_profile_in_a_file(run, given, tmp_path):
     path = tmp_path / "edge.json"
     path.write_text("{}")
     status, _, errors = run(*given, "--edge", path)
     assert status == ExitCode.INPUT
-    assert "is no profile of a device" in errors and "profile(model)" in errors
+    assert "no profile of a device" in errors
+    assert "`keras-earlyexit bench" in errors
 
 
 @pytest.mark.parametrize(
@@ -147,7 +177,7 @@ def test_no_profile_in_a_file(run, given, tmp_path):
     ],
 )
 def test_links(text, bits_per_second, round_trip):
-    link = plan.parse_link(text)
+    link = plan_inputs.parse_link(text)
     assert link.bits_per_second == pytest.approx(bits_per_second)
     assert link.round_trip_seconds == pytest.approx(round_trip)
 
@@ -157,10 +187,10 @@ def test_links(text, bits_per_second, round_trip):
     [("64MB", 64e6), ("64MiB", 2**26), ("1.5 kB", 1500), ("7B", 7)],
 )
 def test_sizes(text, size):
-    assert plan.parse_size(text) == pytest.approx(size)
+    assert plan_inputs.parse_size(text) == pytest.approx(size)
 
 
 @pytest.mark.parametrize("text", ["64", "MB", "-1MB", "1.2.3MB", "64Mb"])
 def test_sizes_that_are_none(text):
     with pytest.raises(CommandError, match="such as 64MB"):
-        plan.parse_size(text)
+        plan_inputs.parse_size(text)

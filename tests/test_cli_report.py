@@ -30,6 +30,7 @@ def folder(tmp_path_factory):
         arrays[f"x_{split}"] = rng.normal(size=(60, 4)).astype("float32")
         arrays[f"y_{split}"] = rng.integers(0, 3, 60)
     np.savez(folder / "data.npz", **arrays)
+    np.savez(folder / "labels.npz", x=arrays["x_test"], y=np.full(60, 7))
     return folder
 
 
@@ -79,7 +80,10 @@ def test_dry_run_writes_nothing(run, folder):
     [
         (["--reference", "0.9"], ExitCode.USAGE, "ResNet=0.98"),
         (["--reference", "a=b"], ExitCode.USAGE, "Expected a number"),
+        (["--reference", "a=nan"], ExitCode.USAGE, "Expected a number"),
         (["--levels", "0.1,x"], ExitCode.USAGE, "Expected a number"),
+        (["--levels", "5"], ExitCode.USAGE, "between 0 and 1"),
+        (["--data", "labels.npz"], ExitCode.INPUT, "labels from 7 to 7"),
         (["--split", "nowhere"], ExitCode.INPUT, "Expected a split"),
         (["--class-names", "a"], ExitCode.INPUT, "3 names"),
         (["-o", "report.pdf"], ExitCode.USAGE, ".html"),
@@ -89,7 +93,7 @@ def test_dry_run_writes_nothing(run, folder):
 )
 def test_what_is_wrong_is_said_in_a_line(run, changes, status, message):
     # What is given last counts.
-    given = ["--model", *GIVEN[:-1], "page.html", "--no-time", *changes]
+    given = ["--model", *GIVEN[:-1], "page.html", "--dry-run", *changes]
     found, _, errors = run(*given)
     assert found == status, errors
     assert message in errors and "Traceback" not in errors

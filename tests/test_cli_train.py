@@ -167,6 +167,7 @@ def test_a_model_that_is_there_is_trained_further(run, tmp_path):
         (("--learning-rate", -1), ExitCode.USAGE, "above 0"),
         (("--input-shape", "8x8"), ExitCode.USAGE, "8x8"),
         (("--epochs", 0), ExitCode.USAGE, "--epochs"),
+        (("--first-epochs", 50), ExitCode.USAGE, "--first-epochs of at most"),
         (("-o", "model.h5"), ExitCode.USAGE, "ends in .keras"),
         (("-o", "none/m.keras"), ExitCode.INPUT, "there is no folder"),
     ],
@@ -190,3 +191,8 @@ def test_samples_that_do_not_fit(run, tmp_path):
     status, _, errors = run("plain.keras", "--data", "cli_parts:data")
     assert status == ExitCode.INPUT
     assert "shape (4,)" in errors and "shape (6,)" in errors
+    x, y = cli_parts.data()
+    np.savez(tmp_path / "nan.npz", x=np.full_like(x, np.nan), y=y)
+    cli_parts.network((6,), 3).save(tmp_path / "plain.keras")
+    status, _, errors = run("plain.keras", "--data", "nan.npz", "--dry-run")
+    assert status == ExitCode.INPUT and "with NaN in 120 of 120" in errors

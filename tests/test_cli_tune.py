@@ -95,13 +95,19 @@ def test_a_search(run, tmp_path):
         (("--budget", "0.05"), ExitCode.INPUT, "that is the least"),
         (("--budget", "-1"), ExitCode.INPUT, "above 0"),
         (("--listen", "here"), ExitCode.USAGE, "HOST:PORT"),
+        (("--join", "here"), ExitCode.USAGE, "HOST:PORT"),
+        (("--data", "cli_parts:data"), ExitCode.INPUT, "samples of shape"),
+        (("--output", "file"), ExitCode.INPUT, "to be a folder"),
         (("--storage", "nothing://x"), ExitCode.INPUT, "URL of a database"),
     ],
 )
-def test_what_the_user_can_mend(run, options, status, message):
+def test_what_the_user_can_mend(run, tmp_path, options, status, message):
+    (tmp_path / "file").touch()
     found, output, errors = run(*options, "--trials", 1)
     assert (found, output) == (status, ""), errors
     assert message in errors and "Traceback" not in errors
+    # What has not begun is in nobody's way.
+    assert not (tmp_path / "tuning" / "search.json").exists()
 
 
 def test_all_trials_fail(run):

@@ -12,6 +12,7 @@ from keras_earlyexit import cli
 from keras_earlyexit.cli import ExitCode, routed_runs
 
 DATA = ("--data", "cli_parts:data")
+WIDER = ("--names", "zebra", "-o", "wider.keras")
 
 
 @pytest.fixture(scope="module")
@@ -176,6 +177,10 @@ def test_dry_runs_write_nothing(run, tmp_path):
         (("calibrate", *DATA, "--policy", "x"), ExitCode.INPUT, "policy"),
         (("calibrate",), ExitCode.USAGE, "--data"),
         (("calibrate", "--data", "digits"), ExitCode.INPUT, "shape (6,)"),
+        (
+            ("calibrate", *DATA, "--budget", 0.7, "--max-cost", 0.7),
+            *(ExitCode.USAGE, "--budget, or"),
+        ),
         (("bench", "--batch-sizes", "1,x"), ExitCode.USAGE, "1,32,256"),
         (("bench", "-o", "p.txt"), ExitCode.USAGE, "ends in .json"),
         (("export", "--format", "tflite"), ExitCode.USAGE, "litert"),
@@ -183,6 +188,13 @@ def test_dry_runs_write_nothing(run, tmp_path):
         (("export", "--quantize", "int8"), ExitCode.USAGE, "--data"),
         (("export", "--class-names", "a"), ExitCode.INPUT, "3 strings"),
         (("export", "-o", "none/b"), ExitCode.INPUT, "no folder"),
+        (
+            ("export", "-o", "m.keras", "--overwrite", "--dry-run"),
+            *(ExitCode.INPUT, "bundles only"),
+        ),
+        (("widen", *WIDER, "--names", "a,a"), ExitCode.INPUT, "each name once"),
+        (("widen", *WIDER, "--data", "digits"), ExitCode.INPUT, "shape (6,)"),
+        (("widen", *WIDER, "--data", "cli_parts"), ExitCode.INPUT, "spelling"),
     ],
 )
 def test_what_the_user_can_mend(run, tmp_path, command, status, message):
@@ -190,6 +202,31 @@ def test_what_the_user_can_mend(run, tmp_path, command, status, message):
     assert (found, message in errors) == (status, True), errors
     assert "Traceback" not in errors
     assert [path.name for path in tmp_path.iterdir()] == ["m.keras"]
+
+
+def test_merge(run, model, tmp_path):
+    for name, segment in zip("ab", ee.split(model, "exit_0"), strict=True):
+        segment.save(f"{name}.keras")
+    given = ("merge", "a.keras", "b.keras", "-o", "merged.keras")
+    status, output, errors = run(*given, "--dry-run")
+    assert status == ExitCode.OK, errors
+    assert "Nothing written" in output
+    assert not (tmp_path / "merged.keras").exists()
+    status, output, errors = run(*given, "--json")
+    assert status == ExitCode.OK, errors
+    assert json.loads(output)["exits"] == ["exit_0", "final"]
+    x, _ = cli_parts.data()
+    merged = keras.models.load_model("merged.keras")
+    np.testing.assert_allclose(merged.predict(x), model.predict(x), rtol=1e-5)
+    status, _, errors = run("merge", "m.keras", "b.keras", "-o", "no.keras")
+    assert status == ExitCode.INPUT and "`ee.split`" in errors
+
+
+def test_a_bundle_is_told_from_a_folder(run):
+    assert run("export", "m.keras", "-o", "b")[0] == ExitCode.OK
+    for command in (("info",), ("calibrate", *DATA)):
+        status, _, errors = run(*command, "--model", "b")
+        assert status == ExitCode.INPUT and "'b' is a bundle" in errors
 
 
 @pytest.mark.parametrize("command", ["calibrate", "export"])

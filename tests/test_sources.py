@@ -41,6 +41,10 @@ def damaged(folder):
     (folder / "data.npz").write_bytes(b"PK\x03\x04 and no more")
 
 
+def empty(folder):
+    (folder / "data.npz").touch()
+
+
 def without_labels(folder):
     np.savez(folder / "data.npz", x=X)
 
@@ -51,7 +55,7 @@ def pickled(folder):
 
 
 @pytest.mark.parametrize(
-    "make", [damaged, without_labels, pickled, lambda folder: None]
+    "make", [damaged, empty, without_labels, pickled, lambda folder: None]
 )
 def test_files_that_hold_no_samples(tmp_path, make):
     make(tmp_path)

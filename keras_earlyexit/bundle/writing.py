@@ -45,7 +45,7 @@ def new_folder(path, overwrite=False):
             f"Expected the folder {around!r} to write {name!r} into. "
             "Received: nothing of that name. Make it first."
         )
-    _check_free(path, overwrite)
+    check_free(path, overwrite)
     remove_left_behind(path)
     temporary = os.path.join(
         around, f".{name}.{secrets.token_hex(8)}{_PARTIAL}"
@@ -55,7 +55,7 @@ def new_folder(path, overwrite=False):
     try:
         yield temporary
         _flush(temporary)
-        _check_free(path, overwrite)
+        check_free(path, overwrite)
         _put(temporary, path)
         _flush_one(around)
     finally:
@@ -82,7 +82,16 @@ def remove_left_behind(path):
                 os.close(lock)
 
 
-def _check_free(path, overwrite):
+def check_free(path, overwrite=False):
+    """Refuses a place where something is that may not be replaced.
+
+    Args:
+        path: Where a folder shall be.
+        overwrite: Whether bundles may be there.
+
+    Raises:
+        FileExistsError: If there is something else.
+    """
     if not os.path.lexists(path):
         return
     if not overwrite:

@@ -15,6 +15,7 @@ from keras_earlyexit.cli.models import (
 )
 from keras_earlyexit.cli.samples import load
 from keras_earlyexit.cli.shared import (
+    CommandError,
     ExitCode,
     mendable,
     print_error,
@@ -74,10 +75,19 @@ def calibrate(
 
     For data sets by name that is the split calibration, where there is one.
     """
-    output = pathlib.Path(output or model)
-    check_output(output, ".keras")
+    if output is not None:
+        check_output(output, ".keras")
+    if budget is not None and max_cost is not None:
+        raise CommandError(
+            "Expected --budget, or a risk and maybe --max-cost. Received: "
+            f"--budget {budget:g} and --max-cost {max_cost:g}.",
+            ExitCode.USAGE,
+        )
     # With its optimizer, which is to be in the file that is written.
     loaded = load_model_with_exits(model, compiled=True)
+    if output is None:
+        output = pathlib.Path(model)
+        check_output(output, ".keras")
     import keras_earlyexit as ee
 
     samples = load(

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from keras_earlyexit.bundle import writing
 from keras_earlyexit.cli import options
 from keras_earlyexit.cli.models import check_output, load_model_with_exits
 from keras_earlyexit.cli.samples import load
@@ -54,6 +55,8 @@ def export(
     them, and int8 chooses its ranges from the first 256.
     """
     check_output(output, overwrite=overwrite)
+    # Bundles are all that is replaced.
+    writing.check_free(str(output), overwrite)
     loaded = load_model_with_exits(model)
     import keras_earlyexit as ee
     from keras_earlyexit.exporting import formats

@@ -28,6 +28,7 @@ def merge(
         ),
     ],
     output: options.Output,
+    dry_run: options.DryRun = False,
     as_json: options.Json = False,
 ):
     """Put segments that were trained apart together again."""
@@ -37,9 +38,10 @@ def merge(
 
     with mendable():
         model = ee.merge(*loaded)
-    save_model(model, output)
+    if not dry_run:
+        save_model(model, output)
     facts = {
-        "file": str(output),
+        "file": None if dry_run else str(output),
         "name": model.name,
         "exits": ", ".join(model.exit_names),
         "policy": model.policy.name,
@@ -49,5 +51,7 @@ def merge(
         print_json({**facts, "exits": list(model.exit_names)})
     else:
         count = f"{facts['parameters']:,}"
-        print_facts("Merged", {**facts, "parameters": count})
+        title = "Nothing written" if dry_run else "Merged"
+        facts["file"] = str(output)
+        print_facts(title, {**facts, "parameters": count})
     return ExitCode.OK

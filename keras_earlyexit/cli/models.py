@@ -30,7 +30,8 @@ def load_model(path, compiled=False):
     if not path.exists():
         raise CommandError(f"There is no file '{path}'. {how}", ExitCode.INPUT)
     if path.is_dir():
-        raise CommandError(f"'{path}' is a folder. {how}", ExitCode.INPUT)
+        kind = "a bundle" if (path / "manifest.json").exists() else "a folder"
+        raise CommandError(f"'{path}' is {kind}. {how}", ExitCode.INPUT)
     if path.suffix != ".keras" or not zipfile.is_zipfile(path):
         raise CommandError(
             f"'{path}' is not a Keras model in the .keras format. {how}",

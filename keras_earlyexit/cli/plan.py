@@ -2,30 +2,23 @@
 
 import json
 import pathlib
-import re
 from typing import Annotated
 
 import typer
 
-from keras_earlyexit.cli import options
+from keras_earlyexit.cli import options, plan_inputs
 from keras_earlyexit.cli.models import load_model
 from keras_earlyexit.cli.shared import (
     CommandError,
     ExitCode,
-    how_to_get,
     hushed,
     mendable,
     print_error,
+    print_facts,
     print_json,
     print_table,
     print_text,
 )
-
-_RATE = re.compile(r"([0-9.]+) ?(|k|M|G)bit/s(?::([0-9.]+) ?(us|ms|s))?")
-_SIZE = re.compile(r"([0-9.]+) ?(|k|M|G)(i?)B")
-_POWERS = {"": 0, "k": 1, "M": 2, "G": 3}
-_SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, None: 0.0}
-_TRAINING_BATCH = 32
 
 
 def plan(
@@ -94,147 +87,102 @@ def plan(
             "--plot", help="Draw the plan to a .png, .svg or .pdf file."
         ),
     ] = None,
+    dry_run: options.DryRun = False,
     as_json: options.Json = False,
 ):
-    """Predict time and bytes for every cut of a model, and choose one."""
+    """Predict time and bytes for every cut of a model, and choose one.
+
+    Without a profile of a device, this machine is measured in its place.
+    """
     given = {
-        "link": parse_link(link),
-        "memory_limit": parse_size(memory_limit),
-        "exit_rates": _parse_rates(rates),
-        "forward": _parse_forward(forward),
+        "link": plan_inputs.parse_link(link),
+        "mode": mode,
+        "batch_size": batch_size,
+        "objective": objective,
+        "bytes_per_element": bytes_per_element,
+        "input_bytes": input_bytes,
+        "samples": samples,
+        "pipelined": not one_by_one,
+        "memory_limit": plan_inputs.parse_size(memory_limit),
+        "exit_rates": plan_inputs.parse_rates(rates),
+        "forward": plan_inputs.parse_forward(forward),
     }
+    if picture is not None:
+        plan_inputs.check_picture(picture)
+    profiles = {
+        "edge": plan_inputs.read_profile(edge),
+        "cloud": plan_inputs.read_profile(cloud),
+    }
+    missing = [side for side, profile in profiles.items() if profile is None]
     loaded = load_model(model)
     import keras_earlyexit as ee
 
-    devices, measured = _devices(loaded, edge, cloud, mode, batch_size)
+    def planned(stand_in):
+        devices = [profile or stand_in for profile in profiles.values()]
+        return ee.plan_cut(loaded, *devices, **given)
+
+    sizes = plan_inputs.sizes_for(mode, batch_size)
     with mendable():
-        found = ee.plan_cut(
-            loaded,
-            *devices,
-            mode=mode,
-            batch_size=batch_size,
-            objective=objective,
-            bytes_per_element=bytes_per_element,
-            input_bytes=input_bytes,
-            samples=samples,
-            pipelined=not one_by_one,
-            **given,
-        )
+        # Nobody waits for a measurement, to be told of a mistake then.
+        found = planned(plan_inputs.stand_in(loaded, sizes))
+        if missing and not dry_run:
+            found = planned(_measure(loaded, missing, sizes, mode))
+    if dry_run:
+        _show_steps(found, missing, sizes, picture, as_json)
+        return ExitCode.OK
     if picture is not None:
         _draw(found, picture)
     if as_json:
-        print_json(_facts(found, measured))
+        print_json(_facts(found, missing))
     else:
-        _print_plan(found, measured)
+        _print_plan(found, missing)
     return ExitCode.OK
 
 
-def parse_link(text):
-    """A link from text such as `10Mbit/s:20ms`."""
-    from keras_earlyexit.cost.measured import Link
-
-    match = _RATE.fullmatch(text.strip())
-    try:
-        rate, prefix, trip, unit = match.groups()
-        bits = float(rate) * 1000 ** _POWERS[prefix]
-        return Link(bits, float(trip or 0) * _SECONDS[unit])
-    except (AttributeError, ValueError) as error:
-        raise CommandError(
-            "Expected a link as its rate and its round trip, such as "
-            f"10Mbit/s:20ms. Received: {text!r}. Rates are in bit/s, kbit/s, "
-            "Mbit/s or Gbit/s, times in us, ms or s.",
-            ExitCode.USAGE,
-        ) from error
-
-
-def parse_size(text):
-    """Bytes from text such as `64MB`, or `None`."""
-    if text is None:
-        return None
-    match = _SIZE.fullmatch(text.strip())
-    try:
-        number, prefix, binary = match.groups()
-        base = 1024 if binary else 1000
-        return float(number) * base ** _POWERS[prefix]
-    except (AttributeError, ValueError) as error:
-        raise CommandError(
-            "Expected a size such as 64MB or 64MiB. Received: "
-            f"{text!r}. Units are B, kB, MB and GB.",
-            ExitCode.USAGE,
-        ) from error
-
-
-def _parse_rates(text):
-    if text is None:
-        return None
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError as error:
-        raise CommandError(
-            "Expected shares between commas, such as 0.6,0.2,0.2. Received: "
-            f"{text!r}.",
-            ExitCode.USAGE,
-        ) from error
-
-
-def _parse_forward(text):
-    try:
-        return float(text)
-    except ValueError:
-        # `plan_cut` knows the names.
-        return text
-
-
-def _devices(model, edge, cloud, mode, batch_size):
-    """Two profiles, and for which sides this machine was measured."""
+def _measure(model, sides, sizes, mode):
     import keras_earlyexit as ee
 
-    found = [_profile(path) for path in (edge, cloud)]
-    sides = zip(("edge", "cloud"), found, strict=True)
-    missing = [side for side, profile in sides if profile is None]
-    if missing:
-        training = mode == "train"
-        size = batch_size or (_TRAINING_BATCH if training else 1)
-        sizes = (size,) if training else sorted({1, size})
-        print_error(
-            f"measuring this machine for: {', '.join(missing)}. Without "
-            "profiles of the devices themselves, figures are only examples."
-        )
-        with hushed():
-            own = ee.cost.profile(model, sizes, training=training)
-        found = [profile or own for profile in found]
-    return found, missing
-
-
-def _profile(path):
-    if path is None:
-        return None
-    from keras_earlyexit.cost.profiles import DeviceProfile
-
-    try:
-        return DeviceProfile.load(path)
-    except (OSError, TypeError, ValueError) as error:
-        raise CommandError(
-            f"'{path}' is no profile of a device. {error} Write one with "
-            "`ee.cost.profile(model).save(path)` on the device.",
-            ExitCode.INPUT,
-        ) from error
+    print_error(
+        f"measuring this machine for: {', '.join(sides)}. Without profiles of "
+        "the devices themselves, figures are only examples."
+    )
+    with hushed():
+        return ee.cost.profile(model, sizes, training=mode == "train")
 
 
 def _draw(found, picture):
     try:
         found.plot(picture)
-    except ModuleNotFoundError as error:
-        raise CommandError(
-            f"A picture needs the package {error.name}. Install it: "
-            f"{how_to_get(error.name)}",
-            ExitCode.MISSING,
-        ) from error
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise CommandError(
             f"The picture cannot be saved to '{picture}': {error}",
             ExitCode.INPUT,
         ) from error
+
+
+def _show_steps(found, missing, sizes, picture, as_json):
+    """Says what a plan would measure, compare and write."""
+    facts = {
+        "model": found.model,
+        "mode": found.mode,
+        "cuts": [row.name for row in found.cuts],
+        "measured_here": missing,
+        "batch_sizes": list(sizes) if missing else [],
+        "picture": None if picture is None else str(picture),
+    }
+    if as_json:
+        print_json(facts)
+        return
+    shown = {
+        "model": f"{found.model}, to {found.mode}",
+        "cuts": ", ".join(facts["cuts"]),
+        "measured here": ", ".join(missing) or "nothing",
+    }
+    if missing:
+        shown["in batches of"] = ", ".join(map(str, sizes))
+    if picture is not None:
+        shown["picture"] = facts["picture"]
+    print_facts("Would plan", shown)
 
 
 def _facts(found, measured):

@@ -1,6 +1,8 @@
 """`keras-earlyexit report`: what a model does on a data set, as one page."""
 
+import contextlib
 import datetime
+import math
 import shlex
 import sys
 from typing import Annotated
@@ -68,7 +70,7 @@ def report(
     """
     check_output(output, ".html", overwrite=overwrite)
     references = dict(map(_reference, reference or ())) or None
-    risks = [_number(level, "--levels") for level in levels.split(",")]
+    risks = [_level(level) for level in levels.split(",")]
     # The objective says which confidences can be drawn.
     loaded = load_model_with_exits(model, compiled=True)
     import keras_earlyexit as ee
@@ -77,7 +79,7 @@ def report(
     others = None
     if calibration is not None:
         others = _load(loaded, data, calibration, data_dir, image_scale)
-    names = class_names.split(",") if class_names else found.class_names
+    names = _class_names(class_names, loaded.head, found)
     facts = {
         "file": None if dry_run else str(output),
         "samples": len(found.y),
@@ -121,7 +123,32 @@ def _load(model, data, split, data_dir, image_scale):
             f"'{data}', which brings {type(found.x).__name__}.",
             ExitCode.INPUT,
         )
+    # It imports Keras.
+    from keras_earlyexit.checks import check_data
+
+    with mendable():
+        check_data(model.head, found.x, found.y)
     return found
+
+
+def _class_names(text, head, found):
+    from keras_earlyexit.report.samples import names_of
+
+    names = found.class_names
+    if text is not None:
+        names = [name.strip() for name in text.split(",")]
+    with mendable():
+        return names_of(head, names)
+
+
+def _level(text):
+    level = _number(text, "--levels")
+    if not 0 < level < 1:
+        raise CommandError(
+            f"Expected --levels between 0 and 1. Received: {text!r}.",
+            ExitCode.USAGE,
+        )
+    return level
 
 
 def _reference(text):
@@ -139,13 +166,12 @@ def _reference(text):
 
 
 def _number(text, option):
-    try:
-        return float(text)
-    except ValueError:
-        raise CommandError(
-            f"Expected a number in {option}. Received: {text!r}.",
-            ExitCode.USAGE,
-        ) from None
+    with contextlib.suppress(ValueError):
+        if math.isfinite(number := float(text)):
+            return number
+    raise CommandError(
+        f"Expected a number in {option}. Received: {text!r}.", ExitCode.USAGE
+    )
 
 
 def _notes(seed):

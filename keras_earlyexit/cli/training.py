@@ -3,6 +3,7 @@
 import numpy as np
 
 import keras_earlyexit as ee
+from keras_earlyexit.checks import check_data
 from keras_earlyexit.cli import networks
 from keras_earlyexit.cli.models import make_optimizer
 from keras_earlyexit.cli.samples import check_fit, load
@@ -54,6 +55,11 @@ class Training:
                 *(settings["block"], settings["policy"], settings["task"]),
             )
         check_fit(self.model, samples.x)
+        with mendable():
+            check_data(
+                *(self.model.head, samples.x, samples.y),
+                sample_weight=samples.sample_weight,
+            )
         with mendable(ExitCode.USAGE):
             self.model.compile(
                 make_optimizer(
@@ -76,6 +82,13 @@ class Training:
             first = self._settings["epochs"] // 3 if late else 0
         if not first:
             return objective
+        epochs = self._settings["epochs"]
+        if first > epochs:
+            raise CommandError(
+                f"Expected --first-epochs of at most {epochs}, as many as "
+                f"there are. Received: {first}.",
+                ExitCode.USAGE,
+            )
         return ee.objectives.TwoStage(objective, epochs=first, **given)
 
     def facts(self):

@@ -145,6 +145,9 @@ def tune(
     # That every trial has functions of its own is meant.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     search = tune_search.Search(settings, data_dir, output, trials)
+    for option, text in (("listen", listen), ("join", join)):
+        if text is not None:
+            tune_search.parse_address(option, text)
     if tune_search.is_one_of_a_crew():
         search.run()
         return ExitCode.OK
@@ -157,6 +160,12 @@ def tune(
             f"stays. Received: --storage {storage}. Give another --study.",
             ExitCode.USAGE,
         )
+    if output.exists() and not output.is_dir():
+        raise CommandError(
+            f"Expected --output to be a folder. Received: '{output}', which "
+            "is none.",
+            ExitCode.INPUT,
+        )
     search.check()
     if dry_run:
         tune_results.show_plan(search, as_json)
@@ -165,6 +174,9 @@ def tune(
     with tune_inputs.only_one(output, shared=storage is not None):
         if overwrite:
             tune_inputs.clear(output)
+        if storage is not None:
+            # A database that cannot be had leaves nothing behind.
+            search.study  # noqa: B018
         # How many trials Hyperband needs follows from the epochs.
         total = None if tuner == "hyperband" else trials
         progress = tune_results.Progress(output, total)

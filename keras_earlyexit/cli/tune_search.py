@@ -106,9 +106,29 @@ class Search:
             budget=self.settings["budget"],
         )
 
+    @functools.cached_property
+    def study(self):
+        """The study of Optuna in its database."""
+        from keras_earlyexit.tuning import optuna_trials
+
+        with _of_a_database():
+            return optuna_trials.open_study(
+                self.settings["storage"], self.settings["study"]
+            )
+
     def check(self):
         """Reads everything, so that nothing is wrong with it later."""
-        self.hypermodel, self.splits  # noqa: B018
+        from keras_earlyexit import surgery
+        from keras_earlyexit.checks import check_data
+        from keras_earlyexit.tasks import infer_head
+
+        self.hypermodel  # noqa: B018
+        network = self.network
+        with mendable():
+            head = infer_head(network, surgery.trace(network), None)
+            for x, y in self.splits.values():
+                samples.check_fit(network, x)
+                check_data(head, x, y)
 
     def run(self, on_end=None):
         """Runs trials until there are enough, or hands them out as a chief."""
@@ -157,9 +177,7 @@ class Search:
             batch_size=given["batch_size"],
             verbose=0,
         )
-        with _of_a_database():
-            study = optuna_trials.open_study(given["storage"], given["study"])
-        optuna_trials.run_study(study, objective, self.trials, on_end)
+        optuna_trials.run_study(self.study, objective, self.trials, on_end)
 
     def run_crew(self, workers, listen, progress):
         """Runs a chief and workers as processes, until there are enough.
@@ -173,7 +191,7 @@ class Search:
 
         address = ("127.0.0.1", crew.free_port())
         if listen is not None:
-            address = _address("listen", listen)
+            address = parse_address("listen", listen)
             print_error(
                 f"listening at {listen}, in plain text and to anybody: only "
                 "for a network that you trust"
@@ -187,7 +205,7 @@ class Search:
         """Runs workers for the search of another machine, until it ends."""
         name = socket.gethostname().replace("chief", "host")
         names = [f"{name}-{k}" for k in range(workers)]
-        self._run(names, _address("join", join), None, False, False)
+        self._run(names, parse_address("join", join), None, False, False)
 
     def _run(self, names, address, progress, has_chief, waits):
         from keras_earlyexit.tuning import crew
@@ -233,7 +251,8 @@ def _of_a_database():
         ) from error
 
 
-def _address(option, text):
+def parse_address(option, text):
+    """Host and port from text such as `10.0.0.5:7000`."""
     host, _, port = text.rpartition(":")
     if not host or not port.isdigit():
         raise CommandError(

@@ -6,7 +6,9 @@ import typer
 
 from keras_earlyexit.cli import options
 from keras_earlyexit.cli.models import check_output, load_model, save_model
+from keras_earlyexit.cli.samples import load
 from keras_earlyexit.cli.shared import (
+    CommandError,
     ExitCode,
     mendable,
     print_json,
@@ -24,6 +26,7 @@ def widen(
     split: options.Split = None,
     data_dir: options.DataDir = None,
     image_scale: options.ImageScale = 1.0,
+    dry_run: options.DryRun = False,
     as_json: options.Json = False,
 ):
     """Widen every exit for further classes; the old ones are kept.
@@ -35,33 +38,24 @@ def widen(
     before = load_model(model)
     import keras_earlyexit as ee
 
+    new = [name.strip() for name in names.split(",")]
     with mendable():
-        after = ee.add_classes(before, names.split(","))
-    save_model(after, output)
-    facts = {
-        "file": str(output),
-        "classes": after.head.units,
-        "new": {
-            name: before.head.units + i
-            for i, name in enumerate(names.split(","))
-        },
-    }
+        after = ee.add_classes(before, new)
+    samples = None
     if data is not None:
-        from keras_earlyexit import sources
-
-        shape = getattr(before.net, "input_shape", None) or (None,)
-        x, y, _, _ = sources.load(
-            data,
-            split,
-            default_split="test",
-            input_shape=shape[1:],
-            image_scale=image_scale,
-            data_dir=data_dir,
-        )
-        facts["accuracy"] = {
-            name: [_accuracy(m, name, x, y) for m in (before, after)]
-            for name in before.exit_names
-        }
+        samples = _load(after, data, split, data_dir, image_scale)
+    facts = {
+        "file": None if dry_run else str(output),
+        "classes": after.head.units,
+        "new": {name: before.head.units + i for i, name in enumerate(new)},
+    }
+    if not dry_run:
+        save_model(after, output)
+        if samples is not None:
+            facts["accuracy"] = {
+                name: [_accuracy(m, name, samples) for m in (before, after)]
+                for name in before.exit_names
+            }
     if as_json:
         print_json(facts)
     else:
@@ -69,9 +63,32 @@ def widen(
     return ExitCode.OK
 
 
-def _accuracy(model, name, x, y):
-    answers = model.net.predict(x, verbose=0)[name]
-    return float((answers.argmax(axis=-1) == y.reshape(-1)).mean())
+def _load(model, data, split, data_dir, image_scale):
+    samples = load(
+        data,
+        model=model,
+        split=split,
+        default_split="test",
+        image_scale=image_scale,
+        data_dir=data_dir,
+    )
+    if samples.y is None:
+        raise CommandError(
+            "Expected data with labels as arrays. Received: "
+            f"'{data}', which brings {type(samples.x).__name__}.",
+            ExitCode.INPUT,
+        )
+    # It imports Keras.
+    from keras_earlyexit.checks import check_data
+
+    with mendable():
+        check_data(model.head, samples.x, samples.y)
+    return samples
+
+
+def _accuracy(model, name, samples):
+    answers = model.net.predict(samples.x, verbose=0)[name]
+    return float((answers.argmax(axis=-1) == samples.y.reshape(-1)).mean())
 
 
 def _print(facts):
@@ -83,7 +100,7 @@ def _print(facts):
         for name, (one, other) in facts.get("accuracy", {}).items()
     ]
     print_table(
-        f"{facts['file']}: {facts['classes']} classes",
+        f"{facts['file'] or 'Nothing written'}: {facts['classes']} classes",
         ("", ">before", ">after"),
         rows,
     )
