@@ -73,15 +73,19 @@ class Divided:
         labels = labels_of(y, self.edge.head)
         self.samples += len(labels)
         for i, (_, codec) in enumerate(WAYS):
-            rows = self._choices[i].rows(self.edge, outputs, epoch, sequence)
+            rows, weight = self._choices[i].choose(
+                self.edge, outputs, None, epoch, sequence
+            )
             key = setting.SEED, epoch, _ROUND, sequence
             message = encode(
                 outputs["feature"][rows], codec, np.random.default_rng(key)
             )
             feature = decode(message, self._spec, len(rows))
-            self.clouds[i].learn(feature, labels[rows])
+            self.clouds[i].learn(feature, labels[rows], weight)
             self.sent[i] += len(rows)
-            self.bytes_up[i] += message.ByteSize() + 4 * len(rows)
+            # Labels, and weights where they are not all one.
+            self.bytes_up[i] += message.ByteSize()
+            self.bytes_up[i] += (4 if weight is None else 8) * len(rows)
 
     def figures(self, x, y):
         """Accuracies, and what went up since they were last asked for."""

@@ -115,15 +115,15 @@ class Outlet:
             pass_number: Which pass over its data the edge is in.
             ends_pass: Whether that ends here.
         """
-        rows = self._forwarding.rows(
-            self._segment, outputs, pass_number, self._next
+        rows, weight = self._forwarding.choose(
+            self._segment, outputs, weight, pass_number, self._next
         )
         record = pack(
             self._sender.generation,
             self._next,
             outputs["feature"][rows],
             labels[rows],
-            None if weight is None else weight[rows],
+            weight,
             codec=self._codec,
             seed=self._seed,
             pass_number=pass_number,

@@ -220,9 +220,9 @@ def _callbacks(tensorboard):
     if tensorboard is None:
         return []
     check_package("tensorboard", "--tensorboard")
-    import keras
+    import keras_earlyexit as ee
 
-    return [keras.callbacks.TensorBoard(tensorboard, write_graph=False)]
+    return [ee.callbacks.TensorBoard(tensorboard)]
 
 
 def _summary(trainer, output, seconds):

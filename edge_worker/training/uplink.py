@@ -45,15 +45,19 @@ class Uplink:
         Raises:
             SplitError: If the cloud worker has refused.
         """
-        rows = self._forwarding.rows(
-            self._segment, outputs, position.epoch, position.sequence
+        rows, weight = self._forwarding.choose(
+            self._segment,
+            outputs,
+            weight,
+            position.epoch,
+            position.sequence,
         )
         content = pack(
             self._sender.generation,
             position.sequence,
             outputs["feature"][rows],
             labels[rows],
-            None if weight is None else weight[rows],
+            weight,
             codec=self._codec,
             seed=self._seed,
             pass_number=position.epoch,

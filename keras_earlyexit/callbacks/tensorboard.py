@@ -26,7 +26,8 @@ class TensorBoard(keras.callbacks.Callback):
     - `left_at/...`: images, or texts, that leave at each exit; in green frames
       those that are answered rightly, in red those that are not.
 
-    It works on every backend, and needs the package tensorboard.
+    It works on every backend, and needs the package tensorboard. Without
+    samples it takes a `SegmentModel`, too, as `edge-worker train` does.
 
     Args:
         log_dir: Folder to write to.
@@ -78,9 +79,12 @@ class TensorBoard(keras.callbacks.Callback):
         if rate is not None and "learning_rate" not in training:
             value = keras.ops.convert_to_numpy(rate)
             self._scalar("train", "learning_rate", value, epoch)
-        thresholds = self.model.policy.thresholds(len(names) - 1)
-        for name, value in zip(names, thresholds, strict=False):
-            self._scalar("train", f"threshold/{name}", value, epoch)
+        # A segment's policy has the thresholds of the whole model.
+        early = getattr(self.model, "origin", self.model).exit_names[:-1]
+        thresholds = self.model.policy.thresholds(len(early))
+        for name, value in zip(early, thresholds, strict=True):
+            if name in names:
+                self._scalar("train", f"threshold/{name}", value, epoch)
         if self._x is not None and epoch % self._every == 0:
             self._show_samples(epoch)
         for writer in self._writers.values():

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,14 +12,28 @@ FLOOR = 0.25
 _SELECT = 2
 
 
+class Chosen(NamedTuple):
+    """Who goes up.
+
+    Args:
+        rows: Indices in ascending order, at least one.
+        weight: Array (rows,) of sample weights, or `None` for equal ones.
+    """
+
+    rows: np.ndarray
+    weight: np.ndarray | None
+
+
 class Forwarding:
     """Decides who is forwarded; the same each time it is asked.
 
     Args:
         forward: `"all"`; a share in (0, 1], drawn at random, also as text; or
             `"non_exited"`: those who do not leave at the edge, everybody in
-            the first pass, and a quarter of those who leave, so that the
-            later segment neither starves nor sees hard samples alone.
+            the first pass, and a quarter of those who leave. Each of these
+            counts for those who are left out, so that the loss of the later
+            segment is in expectation that of whole batches: it neither
+            starves nor takes hard samples for all there are.
         seed: Integer that draws follow from.
 
     Raises:
@@ -40,28 +55,42 @@ class Forwarding:
             )
         self._forward, self._seed = forward, seed
 
-    def rows(self, segment, outputs, number, sequence):
+    def choose(self, segment, outputs, weight, number, sequence):
         """The samples of a batch that go up.
 
         Args:
             segment: The `SegmentModel`, for who leaves.
             outputs: What it gave for the batch, a dict of arrays.
+            weight: Sample weights, an array (batch,), or `None`.
             number: The pass over the data.
             sequence: The number of the batch.
 
         Returns:
-            Indices in ascending order, at least one.
+            A `Chosen`.
         """
         count = len(outputs["feature"])
         if self._forward == ALL or (
             self._forward == NON_EXITED and number == 0
         ):
-            return np.arange(count)
+            return Chosen(np.arange(count), weight)
         rng = np.random.default_rng((self._seed, number, _SELECT, sequence))
         if self._forward != NON_EXITED:
             drawn = rng.permutation(count)[: math.ceil(self._forward * count)]
-            return np.sort(drawn)
+            return _chosen(np.sort(drawn), weight)
         leaves = np.reshape(segment.leaving(outputs), (count, -1)).all(axis=-1)
         leavers = rng.permutation(np.flatnonzero(leaves))
         drawn = leavers[: math.ceil(FLOOR * len(leavers))]
-        return np.sort(np.concatenate([np.flatnonzero(~leaves), drawn]))
+        rows = np.sort(np.concatenate([np.flatnonzero(~leaves), drawn]))
+        if len(rows) == count:
+            return _chosen(rows, weight)
+        counts_for = np.ones(count, "float32")
+        counts_for[drawn] = len(leavers) / len(drawn)
+        # Their mean is one: steps are as long as those of whole batches.
+        counts_for *= len(rows) / count
+        if weight is not None:
+            counts_for *= weight
+        return _chosen(rows, counts_for)
+
+
+def _chosen(rows, weight):
+    return Chosen(rows, None if weight is None else weight[rows])

@@ -49,6 +49,7 @@ def pack(
         pass_number=pass_number,
     )
     if weight is not None:
-        request.sample_weight.CopyFrom(encode(weight))
+        # Often only two different values.
+        request.sample_weight.CopyFrom(encode(weight, "float32+zstd"))
     request.crc32 = training.checksum(request)
     return request.SerializeToString(deterministic=True)

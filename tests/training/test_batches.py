@@ -79,19 +79,57 @@ def test_forwarding():
         "exit_0_confidence": np.zeros((40, 1), "float32"),
         "feature": np.zeros((40, 8), "float32"),
     }
-    everybody = list(range(40))
-    forwarding = Forwarding()
-    assert list(forwarding.rows(segment, outputs, 0, 5)) == everybody
-    rows = forwarding.rows(segment, outputs, 1, 5)
+
+    def choose(forward, number, sequence, weight=None, outputs=outputs):
+        chosen = Forwarding(forward).choose(
+            segment, outputs, weight, number, sequence
+        )
+        return list(chosen.rows), chosen.weight
+
+    everybody = list(range(40)), None
+    assert choose("non_exited", 0, 5) == everybody
+    rows, weight = choose("non_exited", 1, 5)
     assert len(rows) == 25 and set(range(1, 40, 2)) <= set(rows)
-    assert list(rows) == sorted(rows)
-    assert list(rows) == list(forwarding.rows(segment, outputs, 1, 5))
-    assert list(rows) != list(forwarding.rows(segment, outputs, 1, 6))
-    assert list(Forwarding("all").rows(segment, outputs, 1, 5)) == everybody
-    assert len(Forwarding(0.3).rows(segment, outputs, 0, 5)) == 12
-    # However few there are, there is one.
+    assert rows == sorted(rows)
+    assert rows == choose("non_exited", 1, 5)[0]
+    assert rows != choose("non_exited", 1, 6)[0]
+    assert choose("all", 1, 5) == everybody
+    assert len(choose(0.3, 0, 5)[0]) == 12
+    # However few there are, there is one, and it counts as it is.
     one = {name: values[:1] for name, values in outputs.items()}
-    assert len(forwarding.rows(segment, one, 1, 5)) == 1
+    assert choose("non_exited", 1, 5, outputs=one) == ([0], None)
+    # Together they count as the batch does: each kind for as many as it had.
+    leave = np.array(rows) % 2 == 0
+    assert weight.dtype == "float32"
+    np.testing.assert_allclose(weight[leave], 4 * 25 / 40, rtol=1e-6)
+    np.testing.assert_allclose(weight[~leave], 25 / 40, rtol=1e-6)
+    given = np.linspace(1, 3, 40).astype("float32")
+    _, of_given = choose("non_exited", 1, 5, given)
+    np.testing.assert_allclose(of_given, weight * given[rows], rtol=1e-6)
+    for forward in ("all", 0.3):
+        rows, of_given = choose(forward, 1, 5, given)
+        np.testing.assert_array_equal(of_given, given[rows])
+
+
+def test_loss_of_those_who_go_up_is_that_of_the_batch():
+    """In expectation over who is drawn."""
+    rng = np.random.default_rng(0)
+    segment, _ = ee.split(make_model(policy="max_probability"))
+    prediction = np.where(rng.random((32, 1)) < 0.7, [[1, 0, 0, 0]], 0.25)
+    outputs = {
+        "exit_0": prediction.astype("float32"),
+        "exit_0_confidence": np.zeros((32, 1), "float32"),
+        "feature": np.zeros((32, 8), "float32"),
+    }
+    losses = rng.normal(size=32) + prediction[:, 0]
+    found = []
+    for sequence in range(500):
+        rows, weight = Forwarding().choose(segment, outputs, None, 1, sequence)
+        # As objectives and Keras take the mean.
+        found.append(np.mean(losses[rows] * weight))
+    error = np.std(found) / np.sqrt(len(found))
+    assert abs(np.mean(found) - np.mean(losses)) < 4 * error
+    assert abs(np.mean(losses) - np.mean(losses[prediction[:, 0] < 1])) > 0.1
 
 
 @pytest.mark.parametrize("forward", ["exited", 0, 1.5, True, None])

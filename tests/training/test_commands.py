@@ -8,6 +8,7 @@ import time
 import keras
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing import event_accumulator
 from training_data import BATCHES, arrays
 from training_server import serving
 
@@ -52,12 +53,21 @@ def test_train_and_merge(folder, capsys):
             *("--data", folder / "data.npz", "--epochs", 4, "--json"),
             *("--state", folder / "edge", "--output", parts[0], "--insecure"),
             *("--codec", "uint8", "--learning-rate", 0.01),
+            *("--tensorboard", folder / "logs"),
         ]
         assert edge_worker.cli.main([str(part) for part in command]) == 0
         assert trainer.steps == 28
     facts = json.loads(capsys.readouterr().out)
     assert facts["batches"] == 28 and facts["bytes_up"] > 28 * 32 * 8 / 4
     assert facts["seconds"] > 0
+    reader = event_accumulator.EventAccumulator(str(folder / "logs/train"))
+    reader.Reload()
+    tags = {
+        *("loss/total", "accuracy/exit_0", "threshold/exit_0"),
+        *("loss/cloud", "cloud_accuracy", "bytes_up", "forwarded"),
+    }
+    assert tags <= set(reader.Tags()["tensors"])
+    assert [event.step for event in reader.Tensors("bytes_up")] == [0, 1, 2, 3]
     snapshots.save_model(cloud[1], parts[1])
     assert main(["merge", *parts, "-o", str(folder / "merged.keras")]) == 0
     merged = keras.models.load_model(folder / "merged.keras")
