@@ -104,10 +104,25 @@ def _(names):
     assert os.path.exists("edge.keras")
 
 
+def dense_network():
+    """A network of digits that is made ready in no time."""
+    row = keras.Input((8, 8, 1))
+    x = keras.layers.Flatten()(row)
+    # A narrow beginning, so that half of the cost pays for an exit.
+    for units in (16, 48, 48):
+        x = keras.layers.Dense(units, activation="relu")(x)
+    answer = keras.layers.Dense(10, activation="softmax")(x)
+    plain = keras.Model(row, answer)
+    plain.compile("adam", "sparse_categorical_crossentropy")
+    return plain
+
+
 @prepares("planning.md")
 @contextlib.contextmanager
 def _(names):
-    profile = ee.cost.profile(names["model"], batch_sizes=(1, 32))
+    # The steps of every segment are compiled here.
+    names["model"] = ee.add_exits(dense_network(), 2)
+    profile = ee.cost.profile(names["model"], batch_sizes=(1, 32), repeats=3)
     for name in ("edge.json", "cloud.json"):
         profile.save(name)
     names["x"] = names["x_calibration"]
@@ -183,32 +198,25 @@ def _(names):
 def _(names):
     import optuna
 
-    def build():
-        row = keras.Input((8, 8, 1))
-        x = keras.layers.Flatten()(row)
-        for _ in range(4):
-            x = keras.layers.Dense(16, activation="relu")(x)
-        answer = keras.layers.Dense(10, activation="softmax")(x)
-        plain = keras.Model(row, answer)
-        plain.compile("adam", "sparse_categorical_crossentropy")
-        return plain
-
-    plain = build()
+    plain = dense_network()
     x, y = names["x_train"], names["y_train"]
-    plain.fit(x, y, epochs=20, verbose=0)
+    plain.fit(x, y, epochs=8, verbose=0)
+    candidates = ee.tuning.train_candidates(plain, x, y, epochs=1)
     names.update(
         plain=plain,
         x_search=names["x_test"],
         y_search=names["y_test"],
-        cloud=ee.cost.profile(ee.tuning.train_candidates(plain, x, y)),
+        cloud=ee.cost.profile(candidates, batch_sizes=(1,), repeats=3),
         costs=np.array([0.2, 0.5, 1.0]),
         accuracies=np.array([0.8, 0.7, 0.9]),
-        **dict(build=build, optuna=optuna, x=x, y=y),
+        **dict(build=dense_network, optuna=optuna, x=x, y=y),
         **dict(x_val=names["x_test"], y_val=names["y_test"]),
     )
-    # Fewer trials, and what so small a network can reach.
+    # Fewer trials and runs, and what so small a network can reach.
     yield [
-        ("max_trials=30", "max_trials=2"),
+        ("profile(trained)", "profile(trained, (1,), repeats=3)"),
+        ("budget=0.4", "budget=0.6"),
+        ("max_trials=30", "max_trials=1"),
         ("n_trials=30", "n_trials=1"),
         ("exits=(1, 4)", "exits=(1, 2)"),
         ("min_accuracy=0.95", "min_accuracy=0.5"),
@@ -222,19 +230,7 @@ def _nothing(names):
     yield
 
 
-# They train or measure for long. The blocks of planning.md run with profiles
-# that nobody has to measure in `tests/planning` too.
-_LONG = ("planning.md", "tuning.md")
-
-
-@pytest.mark.parametrize(
-    "page",
-    [
-        pytest.param(x, marks=[pytest.mark.long] if x in _LONG else [])
-        for x in PAGES
-        if x != _STARTED
-    ],
-)
+@pytest.mark.parametrize("page", [x for x in PAGES if x != _STARTED])
 def test_a_page(page, setting):
     with _PREPARED.get(page, _nothing)(setting) as replaced:
         guide.run(guide.DOCS / page, setting, replaced or ())
