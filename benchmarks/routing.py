@@ -23,9 +23,9 @@ import tensorflow as tf
 from _shared import in_turn, ratio, write_report
 
 import keras_earlyexit as ee
-from keras_earlyexit.engines.fusing import fuse
 from keras_earlyexit.engines.graph import FOLD_FROM_ROWS
 from keras_earlyexit.folding import fold
+from keras_earlyexit.fusing import fuse
 from keras_earlyexit.stages import Stages
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)

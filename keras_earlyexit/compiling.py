@@ -8,6 +8,7 @@ import keras
 from keras_earlyexit import (
     call_graph,
     exit_graph,
+    fusing,
     objectives,
     optimizers,
     policies,
@@ -77,8 +78,8 @@ class ExitCompiling:
         self.regime = regime
         # Not a part of the model to Keras: it has the same layers.
         self._training_network = Untracked(
-            network=regime.network(self.exit_graph)
-            or objective.prepare(self.net)
+            network=regime.network(fusing.fuse(self.exit_graph))
+            or objective.prepare(fusing.fused_network(self.net))
         )
         self._training_steps = {}
         self._exit_metrics = ExitMetrics(

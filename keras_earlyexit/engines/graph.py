@@ -13,9 +13,9 @@ import keras
 import numpy as np
 
 from keras_earlyexit.engines.calling import compiled
-from keras_earlyexit.engines.fusing import fuse
 from keras_earlyexit.engines.handing_on import handed_on
 from keras_earlyexit.folding import fold
+from keras_earlyexit.fusing import fuse
 from keras_earlyexit.inputs import num_rows
 from keras_earlyexit.stages import Stages, crossing_of
 

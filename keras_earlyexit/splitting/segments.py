@@ -15,7 +15,9 @@ import numpy as np
 
 from keras_earlyexit import objectives, policies
 from keras_earlyexit.checks import FiniteLoss, check_data
+from keras_earlyexit.compiling import Untracked
 from keras_earlyexit.exit_graph import FINAL_CONFIDENCE, confidence_name
+from keras_earlyexit.fusing import fused_network
 from keras_earlyexit.metrics import ExitMetrics
 from keras_earlyexit.policies import score_of
 from keras_earlyexit.stages import FEATURE
@@ -87,6 +89,7 @@ class SegmentModel(keras.Model):
     """
 
     _exit_metrics = None
+    _training_network = None
 
     def __init__(self, net, head, base, origin, position, name=None, **kwargs):
         super().__init__(name=name or net.name, **kwargs)
@@ -157,7 +160,10 @@ class SegmentModel(keras.Model):
         }
 
     def call(self, inputs, training=None):
-        outputs = dict(self.net(inputs, training=training))
+        net = self.net
+        if training and self._training_network is not None:
+            net = self._training_network.network
+        outputs = dict(net(inputs, training=training))
         if not self.base.uses_final_confidence:
             outputs.pop(FINAL_CONFIDENCE, None)
         return outputs
@@ -180,6 +186,7 @@ class SegmentModel(keras.Model):
             **options: As in `keras.Model.compile`.
         """
         super().compile(optimizer=optimizer, **options)
+        self._training_network = Untracked(network=fused_network(self.net))
         # Also before the first step: it is saved with the model, whole.
         self.optimizer.build(self.trainable_variables)
         self._exit_metrics = ExitMetrics(
