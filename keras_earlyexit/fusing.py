@@ -75,9 +75,9 @@ class FusedNormalization(layers.Layer):
         import tensorflow as tf
 
         norm = self.norm
-        if mask is not None:
-            return norm(feature, training=training, mask=mask)
         learns = bool(training) and norm.trainable
+        if mask is not None or training and not learns:
+            return norm(feature, training=training, mask=mask)
         mean = ops.cast(norm.moving_mean, "float32")
         variance = ops.cast(norm.moving_variance, "float32")
         found = tf.raw_ops.FusedBatchNormV3(

@@ -183,10 +183,7 @@ class FrozenBackbone:
             kept.append(call.inputs[0])
         # An exit may hang on the tensor that the model's own head reads.
         kept = list({id(tensor): tensor for tensor in kept}.values())
-        given = call_graph.pairs(graph.inputs, graph.inputs)
-        self._backbone = keras.Model(
-            graph.inputs, surgery.rerun(graph, given, kept)
-        )
+        self._backbone = keras.Model(graph.inputs, kept)
         inputs = [surgery.input_like(tensor) for tensor in kept]
         given = call_graph.pairs(kept, inputs)
         outputs = surgery.rerun(graph, given, keras.tree.flatten(graph.outputs))
