@@ -9,7 +9,8 @@ their own with PyTorch (and earlyon), given by its Python:
         --eenets eenets.pytorch
 
 One image that leaves at the first exit, one that goes to the end, and one
-training step of 128 images. `--jax` adds the training step on JAX.
+training step of 128 images, with TensorFlow's own kernels and with oneDNN's.
+`--jax` adds the training step on JAX.
 """
 
 import argparse
@@ -44,11 +45,11 @@ def main():
     parser.add_argument("--jax", action="store_true")
     parser.add_argument("--runs", type=int, default=10, help="rounds")
     parser.add_argument("--output", type=pathlib.Path)
-    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     keras.utils.set_random_seed(0)
     if options.child:
-        answer_on_demand({"jax_step": training_step()})
+        answer_on_demand({options.child: training_step()})
         return
     children = []
     if options.torch_python:
@@ -56,9 +57,10 @@ def main():
         if options.eenets:
             command += ["--eenets", options.eenets]
         children.append(Child(command))
+    child = [sys.executable, __file__, "--child"]
+    children.append(Child([*child, "onednn_step"], TF_ENABLE_ONEDNN_OPTS="1"))
     if options.jax:
-        command = [sys.executable, __file__, "--child"]
-        children.append(Child(command, KERAS_BACKEND="jax"))
+        children.append(Child([*child, "jax_step"], KERAS_BACKEND="jax"))
     theirs = {name: child for child in children for name in child.cases}
     rows = []
     with tempfile.TemporaryDirectory() as folder:

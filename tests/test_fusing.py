@@ -1,5 +1,10 @@
 """One operation for a batch normalisation learns what Keras' many learn."""
 
+import os
+import platform
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -131,6 +136,34 @@ def test_nothing_to_fuse_is_the_same_network():
         inputs = keras.Input((4,))
         net = keras.Model(inputs, layers.Dense(2)(inputs))
     assert fused_network(net) is net
+
+
+WITH_ONEDNN = """
+import numpy as np
+import keras_earlyexit as ee
+from keras_earlyexit.engines import onednn
+
+assert onednn.is_on() is {on}
+model = ee.add_exits(ee.backbones.resnet_cifar(8, (16, 16, 3), 10), 2)
+for rows in (1, 3, 9):
+    x = np.random.default_rng(0).normal(size=(rows, 16, 16, 3))
+    x = x.astype("float32")
+    found = model.router.predict_exits(x, thresholds=[np.inf, np.inf])
+    final = np.asarray(model.net(x)["final"])
+    np.testing.assert_allclose(found.predictions, final, atol=1e-4)
+"""
+
+
+@only_tensorflow
+@pytest.mark.long
+@pytest.mark.parametrize("on", [False, True])
+@pytest.mark.skipif(
+    platform.machine() not in ("x86_64", "AMD64"), reason="other processors"
+)
+def test_answers_with_and_without_onednn(on):
+    environment = {**os.environ, "TF_ENABLE_ONEDNN_OPTS": str(int(on))}
+    command = [sys.executable, "-c", WITH_ONEDNN.format(on=on)]
+    subprocess.run(command, env=environment, check=True, timeout=300)
 
 
 @only_tensorflow

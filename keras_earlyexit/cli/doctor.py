@@ -27,6 +27,11 @@ from keras_earlyexit.cli.shared import (
 
 # Ships the data set that the demo takes if it is told no other.
 DEMO_DATA = "scikit-learn"
+_ONEDNN = {
+    None: "-",
+    True: "on: answers to few rows are faster with TF_ENABLE_ONEDNN_OPTS=0",
+    False: "off: training may be faster with TF_ENABLE_ONEDNN_OPTS=1",
+}
 
 
 def doctor(
@@ -49,11 +54,12 @@ def examine():
         if versions[name] is None:
             problems.append(f"{name} is missing: {how_to_get(name)}")
     problems += _out_of_bounds(versions)
-    backend, gpus = None, []
+    backend, gpus, onednn = None, [], None
     if versions["keras"] is not None:
         try:
             backend = import_keras().backend.backend()
             gpus = _gpus(backend)
+            onednn = _computes_with_onednn(backend)
         except CommandError as error:
             problems.append(str(error))
     home = _keras_home()
@@ -66,6 +72,7 @@ def examine():
         "keras_earlyexit": version_of(NAME),
         "backend": backend,
         "gpus": gpus,
+        "onednn": onednn,
         "packages": [
             {"name": name, "version": version, "extra": PACKAGES[name]}
             for name, version in versions.items()
@@ -116,6 +123,16 @@ def _gpus(backend):
     return []
 
 
+def _computes_with_onednn(backend):
+    """Whether TensorFlow does on this processor; `None` for other backends."""
+    if backend != "tensorflow":
+        return None
+    from keras_earlyexit.engines import onednn
+
+    with hushed():
+        return onednn.is_on()
+
+
 def _cores():
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
@@ -162,6 +179,7 @@ def _print_examination(facts):
             "cores": str(facts["cores"]),
             "Keras backend": facts["backend"] or "-",
             "GPUs": "\n".join(facts["gpus"]) or "none",
+            "oneDNN": _ONEDNN[facts["onednn"]],
             "Keras home": facts["keras_home"]
             + ("" if facts["keras_home_writable"] else "  (not writable)"),
             "TFDS_DATA_DIR": folder or "not set",
