@@ -80,10 +80,11 @@ class Answering:
                 answer, routed, entrance.generation, deadline, request_id
             )
         self._metrics.rows.inc(len(answer.exit_index))
-        self._metrics.degraded.inc(len(answer.degraded))
-        for index, count in enumerate(np.bincount(answer.exit_index)):
+        if len(answer.degraded):
+            self._metrics.degraded.inc(len(answer.degraded))
+        for index, count in enumerate(np.bincount(answer.exit_index).tolist()):
             if count:
-                self._metrics.exits.labels(names[index]).inc(int(count))
+                self._metrics.exits.labels(names[index]).inc(count)
         return answer
 
     async def _send_on(self, answer, routed, generation, deadline, request_id):

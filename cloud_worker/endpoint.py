@@ -87,20 +87,19 @@ class Endpoint:
         """Tells health whether a service works."""
         await self._health.set(service, _STATES[does])
 
-    async def stop(self, grace_s, servicer):
+    async def stop(self, grace_s, in_flight):
         """Ends: what is in flight is answered, for at most so many seconds.
 
         Args:
             grace_s: Seconds.
-            servicer: Has `stop()`, after which it reads no more requests, and
-                `idle()`, which waits until none is in flight.
+            in_flight: The `InFlight` of the service.
         """
         # Whoever balances load has to know before calls are refused.
         await self._health.enter_graceful_shutdown()
         logger.info("stopping", extra=fields(grace_s=grace_s))
-        servicer.stop()
+        in_flight.stop()
         ending = asyncio.create_task(self._server.stop(grace_s))
-        idle = asyncio.create_task(servicer.idle())
+        idle = asyncio.create_task(in_flight.idle())
         await asyncio.wait((ending, idle), return_when=asyncio.FIRST_COMPLETED)
         idle.cancel()
         # What is left are calls that never end, such as watched health.

@@ -6,7 +6,6 @@ import tempfile
 
 import numpy as np
 
-from cloud_worker.running import by_name
 from keras_earlyexit.bundle.reading import load_bundle
 from keras_earlyexit.storage.urls import is_url
 
@@ -74,7 +73,8 @@ def warm_up(generation):
         # Which sizes will come is not known.
         return
     for rows in sorted({1, first.limits.max_rows}):
-        arrays = [
-            np.zeros((rows, *spec.shape[1:]), spec.dtype) for spec in specs
-        ]
-        first.bundle.all_exits(by_name(first.bundle, arrays))
+        arrays = {
+            spec.name: np.zeros((rows, *spec.shape[1:]), spec.dtype)
+            for spec in specs
+        }
+        first.bundle.all_exits(arrays)

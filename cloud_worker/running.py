@@ -3,10 +3,14 @@
 While no thread is free, requests gather in their queues; as soon as one is,
 the queue whose first request has waited longest gives its next batch. So a
 lone request runs at once, and batches grow by themselves with the load.
+
+A thread that is done takes the next batch by itself: the event loop may be busy
+with what came meanwhile, and the stages would stand still until it is not.
 """
 
 import asyncio
-import concurrent.futures
+import queue
+import threading
 import time
 from typing import NamedTuple
 
@@ -40,19 +44,27 @@ class Runner:
     """
 
     def __init__(self, num_workers=1, observe=None):
-        self._free = num_workers
         self._observe = observe
+        # For what threads and the event loop share: the queues and these two.
+        self._lock = threading.Lock()
         # The entrances with requests that wait.
         self._waiting = set()
-        self._timer = None
-        self._threads = concurrent.futures.ThreadPoolExecutor(
-            num_workers, thread_name_prefix="stages"
-        )
+        self._asleep = num_workers
+        # Wakes a thread for each `True`, and ends one for each `False`.
+        self._calls = queue.SimpleQueue()
+        self._loop = self._timer = None
+        self._threads = [
+            threading.Thread(target=self._work, name="stages", daemon=True)
+            for _ in range(num_workers)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def rows(self):
         """Rows that wait, in all queues."""
-        return sum(entrance.queue.rows for entrance in self._waiting)
+        with self._lock:
+            return sum(entrance.queue.rows for entrance in self._waiting)
 
     async def run(self, entrance, arrays, deadline):
         """Routes the rows of one request.
@@ -69,43 +81,48 @@ class Runner:
             DeadlinePassed: If no batch could take it in time.
             Overloaded: If too many rows wait.
         """
-        loop = asyncio.get_running_loop()
-        item = Item(arrays, len(arrays[0]), deadline, loop.create_future())
-        _refuse(entrance.queue.add(item))
-        self._waiting.add(entrance)
-        self._start()
+        self._loop = asyncio.get_running_loop()
+        outcome = self._loop.create_future()
+        item = Item(arrays, len(arrays[0]), deadline, outcome)
+        with self._lock:
+            dropped = entrance.queue.add(item)
+            self._waiting.add(entrance)
+        _refuse(dropped)
+        self._wake()
         try:
             return await item.outcome
         except asyncio.CancelledError:
             # Nobody waits any more: it must not run, nor take a place.
-            entrance.queue.discard(item)
+            with self._lock:
+                entrance.queue.discard(item)
             raise
 
     def close(self):
         """Waits for the batches that run, and lets the threads go."""
         if self._timer is not None:
             self._timer.cancel()
-        self._threads.shutdown()
+        for _ in self._threads:
+            self._calls.put(False)
+        for thread in self._threads:
+            thread.join()
 
-    def _start(self):
-        """Hands batches to free threads, oldest first."""
+    def _wake(self):
+        """Wakes a thread that sleeps, once a batch is due."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        while self._free:
+        with self._lock:
+            if not self._asleep:
+                return
             entrance, wait_s = self._next()
             if entrance is None:
                 return
-            if wait_s > 0:
-                loop = asyncio.get_running_loop()
-                self._timer = loop.call_later(wait_s, self._start)
-                return
-            batch, dropped = entrance.queue.take()
-            _refuse(dropped)
-            if batch:
-                self._free -= 1
-                loop = asyncio.get_running_loop()
-                self._threads.submit(self._work, loop, entrance, batch)
+            if wait_s <= 0:
+                self._asleep -= 1
+        if wait_s <= 0:
+            self._calls.put(True)
+        else:
+            self._timer = self._loop.call_later(wait_s, self._wake)
 
     def _next(self):
         """The entrance whose batch is due first, and in how many seconds."""
@@ -121,18 +138,36 @@ class Runner:
                 best = entrance, wait_s
         return best
 
-    def _work(self, loop, entrance, batch):
-        """Runs a batch; in a worker thread."""
+    def _work(self):
+        """Runs batches as long as there are any; in a worker thread."""
+        while self._calls.get():
+            while True:
+                with self._lock:
+                    entrance, wait_s = self._next()
+                    if entrance is None or wait_s > 0:
+                        self._asleep += 1
+                        break
+                    batch, dropped = entrance.queue.take()
+                if dropped:
+                    self._loop.call_soon_threadsafe(_refuse, dropped)
+                if batch:
+                    self._run(entrance, batch)
+            if entrance is not None:
+                # It is due later, which the event loop looks after.
+                self._loop.call_soon_threadsafe(self._wake)
+
+    def _run(self, entrance, batch):
         found, error = None, None
         try:
             found = run_batch(entrance.bundle, batch)
         except BaseException as failure:
             error = failure
         # Less work than with a future of the event loop's.
-        loop.call_soon_threadsafe(self._ran, entrance, batch, found, error)
+        self._loop.call_soon_threadsafe(
+            self._ran, entrance, batch, found, error
+        )
 
     def _ran(self, entrance, batch, found, error):
-        self._free += 1
         if error is None:
             answers, seconds = found
             rows = sum(item.rows for item in batch)
@@ -146,7 +181,6 @@ class Runner:
                 item.outcome.set_exception(error)
             else:
                 item.outcome.set_result(answers[position])
-        self._start()
 
 
 def _refuse(items):
@@ -172,7 +206,7 @@ def run_batch(bundle, batch):
     if len(batch) > 1:
         parts = zip(*(item.arrays for item in batch), strict=True)
         arrays = tuple(np.concatenate(part) for part in parts)
-    routed = bundle.route(by_name(bundle, arrays))
+    routed = bundle.route_fitted(arrays)
     seconds = time.monotonic() - started
     if len(batch) == 1:
         found = [routed]
@@ -183,12 +217,6 @@ def run_batch(bundle, batch):
         for part, item in zip(found, batch, strict=True)
     ]
     return answers, seconds
-
-
-def by_name(bundle, arrays):
-    """Arrays in the order of a bundle's inputs, in the form that it takes."""
-    specs = bundle.manifest.stages[0].inputs
-    return {x.name: array for x, array in zip(specs, arrays, strict=True)}
 
 
 def split(routed, counts):

@@ -89,7 +89,7 @@ class CloudWorker:
         Args:
             grace_s: Seconds.
         """
-        await self._endpoint.stop(grace_s, self._service.servicer)
+        await self._endpoint.stop(grace_s, self._service.servicer.in_flight)
         await self._service.close()
         logger.info("stopped")
 

@@ -1,27 +1,22 @@
 """The service `Split`: decode, call, encode."""
 
-import asyncio
 import logging
 import time
 
 import grpc
 
 from cloud_worker import messages
+from cloud_worker.in_flight import InFlight, code_of
 from cloud_worker.interceptors import caller
 from cloud_worker.logs import fields, logger
-from cloud_worker.pipelining import pipelined
 from protos import split_pb2, split_pb2_grpc
-from protos.errors import CloudUnavailable, status_message, status_of
+from protos.errors import status_message
 from protos.identity import Identity, difference, protocol_differences
 from protos.security import edge_id_of
 from protos.tensors import decode_all
 from protos.training import EDGE_ID
 
-#: Requests of one stream at the same time.
-MAX_IN_FLIGHT = 256
 _MAX_LOGGED = 256
-# From gRPC's having received a request to its getting here.
-_ON_THE_WAY_S = 0.1
 
 
 class SplitServicer(split_pb2_grpc.SplitServicer):
@@ -46,15 +41,10 @@ class SplitServicer(split_pb2_grpc.SplitServicer):
         trainer=None,
     ):
         self._registry, self._answering = registry, answering
-        self._metrics = metrics
+        self.in_flight = InFlight(metrics)
         self._max_deadline_s = max_deadline_s
         self._raw_input = raw_input
         self._trainer = trainer
-        self._stopping = asyncio.Event()
-        self._idle = asyncio.Event()
-        self._idle.set()
-        self._in_flight = 0
-        metrics.in_flight.set_function(lambda: self._in_flight)
 
     async def Hello(self, request, context):
         edge_id = edge_id_of(context.auth_context(), request.edge_id)
@@ -68,13 +58,9 @@ class SplitServicer(split_pb2_grpc.SplitServicer):
         return await self._answer(request, context.time_remaining())
 
     async def InferStream(self, requests, context):
-        replies = pipelined(
-            self._answer_always, requests, MAX_IN_FLIGHT, self._stopping
+        await self.in_flight.stream(
+            self._answer_always, requests, context.write
         )
-        async for reply in replies:
-            yield reply
-        if self._stopping.is_set():
-            raise CloudUnavailable("The worker stops.")
 
     async def Train(self, requests, context):
         if self._trainer is None:
@@ -98,18 +84,6 @@ class SplitServicer(split_pb2_grpc.SplitServicer):
                 grpc.StatusCode.UNIMPLEMENTED, "Nothing is trained here."
             )
         return await self._trainer.publish(request, self._trains(context))
-
-    def stop(self):
-        """Reads no more requests from the streams that are open."""
-        self._stopping.set()
-
-    async def idle(self):
-        """Waits until no request is in flight, nor on its way here."""
-        while True:
-            await self._idle.wait()
-            await asyncio.sleep(_ON_THE_WAY_S)
-            if self._idle.is_set():
-                return
 
     def _trains(self, context):
         """The id of the edge that makes a call of training."""
@@ -140,33 +114,26 @@ class SplitServicer(split_pb2_grpc.SplitServicer):
     async def _answer(self, request, remaining_s):
         started = time.monotonic()
         deadline = started + self._seconds(request, remaining_s)
-        self._in_flight += 1
-        self._idle.clear()
-        code, notes = "OK", {}
+        answer = error = None
         try:
-            entrance = self._registry.find(request.generation)
-            with self._registry.using(entrance):
-                arrays = decode_all(
-                    request.tensors, entrance.identity.feature, entrance.limits
-                )
-                answer = await self._answering.answer(
-                    entrance, arrays, deadline, request.request_id
-                )
-                notes = _notes(answer)
-                return messages.infer_reply(request, answer)
-        except asyncio.CancelledError:
-            code = "CANCELLED"
-            raise
-        except Exception as error:
-            code = status_of(error)[0].name
-            notes = {"reason": str(error)}
+            with self.in_flight:
+                entrance = self._registry.find(request.generation)
+                with self._registry.using(entrance):
+                    arrays = decode_all(
+                        request.tensors,
+                        entrance.identity.feature,
+                        entrance.limits,
+                    )
+                    answer = await self._answering.answer(
+                        entrance, arrays, deadline, request.request_id
+                    )
+                    return messages.infer_reply(request, answer)
+        except BaseException as failure:
+            error = failure
             raise
         finally:
-            self._in_flight -= 1
-            if not self._in_flight:
-                self._idle.set()
-            self._metrics.requests.labels(code).inc()
-            _log_request(request, code, started, notes)
+            if logger.isEnabledFor(logging.INFO):
+                _log_request(request, started, answer, error)
 
     def _seconds(self, request, remaining_s):
         """What is left until nobody waits for the answer."""
@@ -176,18 +143,17 @@ class SplitServicer(split_pb2_grpc.SplitServicer):
         return seconds if remaining_s is None else min(seconds, remaining_s)
 
 
-def _notes(answer):
-    return {
-        "rows": len(answer.exit_index),
-        "degraded": len(answer.degraded),
-        "queue_ms": round(1e3 * answer.queue_s, 3),
-        "compute_ms": round(1e3 * answer.compute_s, 3),
-    }
-
-
-def _log_request(request, code, started, notes):
-    if not logger.isEnabledFor(logging.INFO):
-        return
+def _log_request(request, started, answer, error):
+    notes = {}
+    if error is not None:
+        notes = {"reason": str(error)}
+    else:
+        notes = {
+            "rows": len(answer.exit_index),
+            "degraded": len(answer.degraded),
+            "queue_ms": round(1e3 * answer.queue_s, 3),
+            "compute_ms": round(1e3 * answer.compute_s, 3),
+        }
     logger.info(
         "request",
         extra=fields(
@@ -195,7 +161,7 @@ def _log_request(request, code, started, notes):
             request_id=request.request_id[:_MAX_LOGGED],
             edge_id=caller(),
             generation=request.generation[:_MAX_LOGGED],
-            code=code,
+            code=code_of(error),
             ms=round(1e3 * (time.monotonic() - started), 3),
             **notes,
         ),

@@ -179,9 +179,7 @@ class EdgeWorker:
     def _start(self, call, arrays):
         """Routes a batch, sends what stays, returns what to wait for."""
         started = time.monotonic()
-        specs = self._bundle.manifest.stages[0].inputs
-        names = [spec.name for spec in specs]
-        routed = self._bundle.route(dict(zip(names, arrays, strict=True)))
+        routed = self._bundle.route_fitted(arrays)
         first = call.add(routed, time.monotonic() - started)
         staying = len(routed.staying)
         rows = self._cap.take(len(arrays[0]), staying) if staying else 0

@@ -57,14 +57,13 @@ class Codec:
         """
         if isinstance(name, cls):
             return name
-        if name not in NAMES:
+        codec = _BY_NAME.get(name) if isinstance(name, str) else None
+        if codec is None:
             raise ValueError(
                 f"Expected a codec. Received: {name!r} (of type "
                 f"{type(name).__name__}). Choose one of: {', '.join(NAMES)}."
             )
-        rest = name.removesuffix(_ZSTD)
-        dtype = rest.removesuffix(_CHANNEL)
-        return cls(dtype, rest != dtype, rest != name)
+        return codec
 
     def __str__(self):
         return (
@@ -74,10 +73,13 @@ class Codec:
         )
 
 
+_ALL = [
+    Codec(dtype, per_channel, is_compressed)
+    for per_channel in (False, True)
+    for dtype in (STEPPED if per_channel else DTYPES)
+    for is_compressed in (False, True)
+    if is_compressed or dtype != "uint4"
+]
+_BY_NAME = {str(codec): codec for codec in _ALL}
 #: Names of all codecs.
-NAMES = tuple(
-    f"{form}{compression}"
-    for form in (*DTYPES, *(f"{dtype}{_CHANNEL}" for dtype in STEPPED))
-    for compression in ("", _ZSTD)
-    if compression or not form.startswith("uint4")
-)
+NAMES = tuple(_BY_NAME)

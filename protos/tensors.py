@@ -93,12 +93,12 @@ def encode(array, codec="float32", rng=None, *, finite=True):
     if array.dtype == _BFLOAT16:
         array = array.astype(np.float32)
     message = split_pb2.Tensor(shape=array.shape)
-    if array.dtype.name in _OF_INTEGERS:
-        message.dtype = _OF_INTEGERS[array.dtype.name]
-        stored = array
-    elif array.dtype.kind == "f":
+    if array.dtype.kind == "f":
         message.dtype = _OF_FLOATS[codec.dtype]
         stored = _store(array, codec, rng, finite, message)
+    elif array.dtype.name in _OF_INTEGERS:
+        message.dtype = _OF_INTEGERS[array.dtype.name]
+        stored = array
     else:
         raise TypeError(
             "Expected floats, booleans, or integers that int64 holds. "
@@ -125,6 +125,8 @@ def _store(array, codec, rng, finite, message):
                 "`finite=False`, or pass 'float32'."
             )
         return array
+    if codec.dtype == "float32" and _is_finite_float32(array):
+        return array
     peak = _peak(array)
     if not peak <= _FLOAT32_MAX:
         raise ValueError(
@@ -149,6 +151,10 @@ def _store(array, codec, rng, finite, message):
     if codec.dtype == "bfloat16":
         return array.astype(_BFLOAT16).view(np.uint16)
     return array
+
+
+def _is_finite_float32(array):
+    return array.dtype == np.float32 and bool(np.isfinite(array).all())
 
 
 def _peak(array):
@@ -244,12 +250,16 @@ def _prove_shape(message, spec, max_rows, max_rank):
             f"Expected at most {max_rows} rows of '{spec.name}'. Received: "
             f"{shape[0]}. Send smaller batches."
         )
-    if min(shape) < 1 or any(
-        wanted not in (None, size)
-        for size, wanted in zip(shape[1:], spec.shape[1:], strict=True)
+    wanted = tuple(spec.shape[1:])
+    if min(shape) < 1 or (
+        shape[1:] != wanted
+        and any(
+            size not in (None, found)
+            for size, found in zip(wanted, shape[1:], strict=True)
+        )
     ):
         raise _wrong(spec, f"shape {shape}")
-    if None in spec.shape[1:]:
+    if None in wanted:
         # Decoding makes at least float32 of it.
         itemsize = max(4, _WIRE[message.dtype].itemsize)
         if math.prod(shape) * itemsize > MAX_OPEN_BYTES:
@@ -260,8 +270,6 @@ def _prove_shape(message, spec, max_rows, max_rank):
     return shape
 
 
-# A NaN that signals makes NumPy warn where it is converted.
-@np.errstate(invalid="ignore")
 def _read(message, spec, shape, finite):
     wire = _WIRE[message.dtype]
     is_float = spec.dtype in _FLOATS
@@ -273,12 +281,14 @@ def _read(message, spec, shape, finite):
         raise _wrong(spec, "scales, which only floats in 8 bits have")
     if not is_float:
         return _narrow(stored, spec)
-    if message.dtype == split_pb2.BFLOAT16:
-        stored = stored.astype(np.uint16, copy=False).view(_BFLOAT16)
-    values = stored.astype(np.float32, copy=False)
-    if finite and not _peak(values) <= _FLOAT32_MAX:
-        raise _wrong(spec, "numbers that are not finite")
-    return values.astype(spec.dtype, copy=False)
+    # A NaN that signals makes NumPy warn where it is converted.
+    with np.errstate(invalid="ignore"):
+        if message.dtype == split_pb2.BFLOAT16:
+            stored = stored.astype(np.uint16, copy=False).view(_BFLOAT16)
+        values = stored.astype(np.float32, copy=False)
+        if finite and not _is_finite_float32(values):
+            raise _wrong(spec, "numbers that are not finite")
+        return values.astype(spec.dtype, copy=False)
 
 
 def _unpack(message, spec, num_bytes):

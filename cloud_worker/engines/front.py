@@ -11,8 +11,7 @@ import time
 import grpc
 
 from cloud_worker.endpoint import SERVICE
-from cloud_worker.pipelining import pipelined
-from cloud_worker.servicer import MAX_IN_FLIGHT
+from cloud_worker.in_flight import InFlight
 from protos import split_pb2
 from protos.errors import (
     CloudFailed,
@@ -33,8 +32,6 @@ APPLICATION = "split"
 MAX_ATTEMPTS = 4
 _WAIT_S = 0.05
 _HELLO_S = 10.0
-# From gRPC's having received a request to its getting here.
-_ON_THE_WAY_S = 0.1
 # A worker that is there has said this itself: asking again would not help.
 _OWN = {status_of(kind(""))[1] for kind in (WireError, DeadlinePassed)} | {
     status_of(Exception())[1]
@@ -65,12 +62,8 @@ class Front:
         self._health = self._channel.unary_unary(
             "/ray.serve.RayServeAPIService/Healthz"
         )
-        self._metrics = metrics
+        self.in_flight = InFlight(metrics)
         self._max_deadline_s = max_deadline_s
-        self._stopping, self._idle = asyncio.Event(), asyncio.Event()
-        self._idle.set()
-        self._in_flight = 0
-        metrics.in_flight.set_function(lambda: self._in_flight)
 
     def add_to(self, server):
         """Adds the service to a `grpc.aio.Server`."""
@@ -103,13 +96,7 @@ class Front:
         return await self._answer(data, _read(data), context.time_remaining())
 
     async def infer_stream(self, stream, context):
-        replies = pipelined(
-            self._answer_always, stream, MAX_IN_FLIGHT, self._stopping
-        )
-        async for reply in replies:
-            yield reply
-        if self._stopping.is_set():
-            raise CloudUnavailable("The worker stops.")
+        await self.in_flight.stream(self._answer_always, stream, context.write)
 
     async def works(self):
         """Whether the engine says that it does."""
@@ -118,18 +105,6 @@ class Front:
         except grpc.RpcError:
             return False
         return True
-
-    def stop(self):
-        """Reads no more requests from the streams that are open."""
-        self._stopping.set()
-
-    async def idle(self):
-        """Waits until no request is in flight, nor on its way here."""
-        while True:
-            await self._idle.wait()
-            await asyncio.sleep(_ON_THE_WAY_S)
-            if self._idle.is_set():
-                return
 
     async def close(self):
         """Closes the connection to the engine."""
@@ -151,26 +126,12 @@ class Front:
             seconds = min(seconds, request.timeout_ms / 1000)
         if remaining_s is not None:
             seconds = min(seconds, remaining_s)
-        self._in_flight += 1
-        self._idle.clear()
-        code = "OK"
-        try:
+        with self.in_flight:
             return await self._ask(
                 self._infer,
                 lambda left_s: data + _timeout(left_s),
                 time.monotonic() + seconds,
             )
-        except asyncio.CancelledError:
-            code = "CANCELLED"
-            raise
-        except Exception as error:
-            code = status_of(error)[0].name
-            raise
-        finally:
-            self._in_flight -= 1
-            if not self._in_flight:
-                self._idle.set()
-            self._metrics.requests.labels(code).inc()
 
     async def _ask(self, method, message, ends_at):
         """Asks until there is an answer, or asking does not help."""

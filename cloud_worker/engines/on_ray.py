@@ -171,7 +171,7 @@ async def _stand_in_front(settings, endpoint, target, largest):
     )
     await stopped.wait()
     looking.cancel()
-    await endpoint.stop(settings.grace_s, front)
+    await endpoint.stop(settings.grace_s, front.in_flight)
     await front.close()
     logger.info("stopped")
 

@@ -13,6 +13,7 @@ import asyncio
 import logging
 import pathlib
 import sys
+import types
 
 from ray import serve
 
@@ -91,8 +92,27 @@ class Replica:
         return await self._call("Infer", request, grpc_context)
 
     async def InferStream(self, requests):
-        async for reply in self._service.servicer.InferStream(requests, None):
-            yield reply
+        # Serve takes what is yielded, and the servicer writes.
+        written = asyncio.Queue(1)
+
+        async def answer():
+            try:
+                await self._service.servicer.InferStream(
+                    requests, types.SimpleNamespace(write=written.put)
+                )
+            except Exception as error:
+                await written.put(error)
+            else:
+                await written.put(None)
+
+        answering = asyncio.create_task(answer())
+        try:
+            while (reply := await written.get()) is not None:
+                if isinstance(reply, Exception):
+                    raise reply
+                yield reply
+        finally:
+            answering.cancel()
 
     async def _call(self, method, request, grpc_context):
         """Calls the servicer; Serve would send out an exception's text."""

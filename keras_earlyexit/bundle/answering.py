@@ -232,7 +232,21 @@ class Bundle:
         """
         if thresholds is None:
             thresholds = self._thresholds
-        return self._route(self._fit(x), self._checked(thresholds))
+        else:
+            thresholds = self._checked(thresholds)
+        return self._route(self._fit(x), thresholds)
+
+    def route_fitted(self, arrays):
+        """As `route`, for arrays that have been looked at already.
+
+        Args:
+            arrays: Tuple of arrays in the order of the first stage's inputs,
+                in their types, with equally many rows and without NaN.
+
+        Returns:
+            A `Routed`.
+        """
+        return self._route(arrays, self._thresholds)
 
     def all_exits(self, x):
         """Every exit's answer for every sample: nothing is skipped.

@@ -1,7 +1,6 @@
 """Requests of a stream are answered side by side, and never without bound."""
 
 import asyncio
-import contextlib
 
 import pytest
 
@@ -47,6 +46,35 @@ async def settled():
         await asyncio.sleep(0)
 
 
+class Peer:
+    """Takes answers one by one, if it takes any, and starts `pipelined`."""
+
+    def __init__(self, answer, requests, limit=8, stopping=None, takes=True):
+        self.found, self._gate = [], asyncio.Event()
+        if takes:
+            self._gate.set()
+        self.call = asyncio.create_task(
+            pipelined(
+                answer,
+                requests,
+                self._write,
+                limit,
+                stopping or asyncio.Event(),
+            )
+        )
+
+    def take(self):
+        self._gate.set()
+
+    async def _write(self, reply):
+        assert not hasattr(self, "writing")
+        self.writing = reply
+        await self._gate.wait()
+        await asyncio.sleep(0)
+        del self.writing
+        self.found.append(reply)
+
+
 def run(scenario):
     async def in_time():
         async with asyncio.timeout(20):
@@ -58,12 +86,13 @@ def run(scenario):
 def test_answers_come_as_they_are_ready():
     async def scenario():
         answer = Answering()
-        replies = pipelined(answer, these(1, 2, 3), 8, asyncio.Event())
+        peer = Peer(answer, these(1, 2, 3))
         for request in (2, 3, 1):
             answer.let(request)
-            assert await anext(replies) == request
-        assert [reply async for reply in replies] == []
-        assert answer.started == [1, 2, 3]
+            await settled()
+            assert peer.found[-1] == request
+        await peer.call
+        assert answer.started == [1, 2, 3] and peer.found == [2, 3, 1]
 
     run(scenario)
 
@@ -78,13 +107,13 @@ def test_only_so_many_are_read_while_none_is_taken():
                 yield request
 
         answer.let(*range(100))
-        replies = pipelined(answer, requests(), 4, asyncio.Event())
-        found = [await anext(replies)]
+        peer = Peer(answer, requests(), limit=4, takes=False)
         await settled()
         # All four are answered, and still take their places.
         assert len(answer.started) == 4 and len(read) == 5
-        found += [reply async for reply in replies]
-        assert sorted(found) == list(range(100))
+        peer.take()
+        await peer.call
+        assert sorted(peer.found) == list(range(100))
 
     run(scenario)
 
@@ -93,13 +122,14 @@ def test_who_stops_answers_what_it_has_read():
     async def scenario():
         answer, stopping = Answering(), asyncio.Event()
         requests = these(1, 2, then=asyncio.Event())
-        replies = pipelined(answer, requests, 8, stopping)
-        waiting = asyncio.create_task(anext(replies))
+        peer = Peer(answer, requests, stopping=stopping)
         await settled()
         stopping.set()
+        await settled()
+        assert not peer.call.done()
         answer.let(1, 2)
-        found = [await waiting] + [reply async for reply in replies]
-        assert found == [1, 2]
+        await peer.call
+        assert peer.found == [1, 2]
 
     run(scenario)
 
@@ -108,45 +138,51 @@ def test_who_has_stopped_reads_nothing():
     async def scenario():
         answer, stopping = Answering(), asyncio.Event()
         stopping.set()
-        requests = these(then=asyncio.Event())
-        replies = pipelined(answer, requests, 8, stopping)
-        assert [reply async for reply in replies] == []
+        peer = Peer(answer, these(then=asyncio.Event()), stopping=stopping)
+        await peer.call
+        assert not peer.found
 
     run(scenario)
 
 
-def test_a_stream_that_breaks_takes_its_requests_along():
+def test_a_peer_that_leaves_takes_its_requests_along():
     async def scenario():
         answer = Answering()
-        requests = these(1, 2, then=ConnectionError("gone"))
-        replies = pipelined(answer, requests, 8, asyncio.Event())
-        waiting = asyncio.create_task(anext(replies))
-        await settled()
+        peer = Peer(answer, these(1, 2, then=asyncio.Event()))
         answer.let(1)
-        assert await waiting == 1
-        await replies.aclose()
+        await settled()
+        assert peer.found == [1]
+        peer.call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await peer.call
         assert answer.cancelled == [2]
 
     run(scenario)
 
 
-@pytest.mark.parametrize("where", ["requests", "answer"])
+@pytest.mark.parametrize("where", ["requests", "answer", "write"])
 def test_errors_that_end_the_stream(where):
     async def scenario():
-        async def failing(request):
-            raise OSError("broken")
+        answer, error = Answering(), ConnectionError("gone")
+        answer.let(1)
 
-        error = ConnectionError("gone")
-        requests = these(1, then=error if where == "requests" else None)
-        answer = Answering() if where == "requests" else failing
-        if where == "requests":
-            answer.let(1)
-        replies = pipelined(answer, requests, 8, asyncio.Event())
-        with pytest.raises(type(error) if where == "requests" else OSError):
-            async with contextlib.aclosing(replies):
-                async for reply in replies:
-                    assert reply == 1
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        assert not others
+        async def failing(_):
+            raise error
+
+        requests = these(1, 2, then=error if where == "requests" else None)
+        call = asyncio.create_task(
+            pipelined(
+                failing if where == "answer" else answer,
+                requests,
+                failing if where == "write" else asyncio.Queue().put,
+                8,
+                asyncio.Event(),
+            )
+        )
+        with pytest.raises(ConnectionError, match="gone"):
+            await call
+        assert answer.cancelled == ([] if where == "answer" else [2])
+        await settled()
+        assert asyncio.all_tasks() == {asyncio.current_task()}
 
     run(scenario)
