@@ -49,7 +49,7 @@ def stand_in_front(loop, folders):
             endpoint, front = loop.run(run())
 
             async def stop():
-                await endpoint.stop(1.0, front)
+                await endpoint.stop(1.0, front.in_flight)
                 await front.close()
 
             stack.callback(lambda: loop.run(stop()))

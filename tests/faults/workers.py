@@ -22,17 +22,19 @@ class CloudProcess:
         log: File that its output goes to.
         *options: Further options of `cloud-worker serve`.
         start_s: Seconds that a start may take.
+        insecure: `False` where the options say what secures it.
     """
 
-    def __init__(self, bundle, log, *options, start_s=START_S):
+    def __init__(self, bundle, log, *options, start_s=START_S, insecure=True):
         self._start_s = start_s
         # The system chooses the port at the first start.
         self.address = "127.0.0.1:0"
         self._log = log
         self._command = [
             *(sys.executable, "-c", _END_WITH_PARENT),
-            *("-m", "cloud_worker", "serve", "--insecure"),
-            *("--bundle", str(bundle), *options),
+            *("-m", "cloud_worker", "serve", "--bundle", str(bundle)),
+            *(("--insecure",) if insecure else ()),
+            *map(str, options),
         ]
         self._process = None
 
