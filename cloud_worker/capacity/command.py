@@ -28,19 +28,9 @@ def capacity(
     edges: Annotated[
         str, typer.Option(help="Numbers of edges, such as 10,100,1000.")
     ] = "10,100,1000",
-    rate: Annotated[
-        float, typer.Option(help="Calls of each edge in a second, on average.")
-    ] = 1.0,
-    burst_factor: Annotated[
-        float,
-        typer.Option(
-            min=1,
-            help="How much faster an edge calls in a burst; 1: no bursts.",
-        ),
-    ] = 1.0,
-    burst_s: Annotated[
-        float, typer.Option(help="Mean seconds of a burst.")
-    ] = 1.0,
+    rate: options.Rate = 1.0,
+    burst_factor: options.BurstFactor = 1.0,
+    burst_s: options.BurstSeconds = 1.0,
     deadline: Annotated[
         float, typer.Option(help="Seconds that an edge waits.")
     ] = 2.0,

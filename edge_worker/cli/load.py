@@ -19,23 +19,13 @@ def load(
     edges: Annotated[
         int, typer.Option(min=1, max=100_000, help="How many are played.")
     ] = 100,
-    rate: Annotated[
-        float, typer.Option(help="Calls of each edge in a second, on average.")
-    ] = 1.0,
+    rate: options.Rate = 1.0,
     seconds: Annotated[
         float, typer.Option(min=0.5, max=86_400, help="For how long.")
     ] = 30.0,
     rows: Annotated[int, typer.Option(min=1, help="Samples in a call.")] = 1,
-    burst_factor: Annotated[
-        float,
-        typer.Option(
-            min=1,
-            help="How much faster an edge calls in a burst; 1: no bursts.",
-        ),
-    ] = 1.0,
-    burst_s: Annotated[
-        float, typer.Option(help="Mean seconds of a burst.")
-    ] = 1.0,
+    burst_factor: options.BurstFactor = 1.0,
+    burst_s: options.BurstSeconds = 1.0,
     data: options.OptionalData = None,
     split: options.Split = None,
     data_dir: options.DataDir = None,

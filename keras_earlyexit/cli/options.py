@@ -72,6 +72,21 @@ Optimizer = Annotated[
 LearningRate = Annotated[
     float | None, typer.Option("--learning-rate", help="Its learning rate.")
 ]
+Rate = Annotated[
+    float,
+    typer.Option("--rate", help="Calls of each edge in a second, on average."),
+]
+BurstFactor = Annotated[
+    float,
+    typer.Option(
+        "--burst-factor",
+        min=1,
+        help="How much faster an edge calls in a burst; 1: no bursts.",
+    ),
+]
+BurstSeconds = Annotated[
+    float, typer.Option("--burst-s", help="Mean seconds of a burst.")
+]
 Objective = Annotated[
     str, typer.Option("--objective", help="What is trained, see the guide.")
 ]
