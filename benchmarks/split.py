@@ -25,6 +25,7 @@ from _workers import ROOT, cloud_worker
 
 import keras_earlyexit as ee
 from edge_worker import EdgeWorker
+from keras_earlyexit.memory import keep_freed
 from protos.calling.link import Link
 from protos.security import ClientSecurity
 
@@ -45,6 +46,8 @@ def main():
     parser.add_argument("--edge", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--load", nargs=5, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    # As the commands do, also for what runs in one process.
+    keep_freed()
     if options.edge:
         print(json.dumps(edge_process(*options.edge)))
         return

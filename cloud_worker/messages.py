@@ -10,17 +10,17 @@ from protos.tensors import encode
 
 def infer_reply(request, answer):
     """The message of an `Answer`."""
-    return split_pb2.InferReply(
+    reply = split_pb2.InferReply(
         request_id=request.request_id,
-        # Proven to be finite already.
-        predictions=encode(answer.predictions, finite=False),
-        exit_index=encode(answer.exit_index.astype("int32")),
-        # `final` has no score.
-        score=encode(answer.score, finite=False),
         degraded=answer.degraded.tolist(),
         queue_us=_microseconds(answer.queue_s),
         compute_us=_microseconds(answer.compute_s),
     )
+    # Proven to be finite already; and `final` has no score.
+    encode(answer.predictions, finite=False, message=reply.predictions)
+    encode(answer.score, finite=False, message=reply.score)
+    encode(answer.exit_index.astype("int32"), message=reply.exit_index)
+    return reply
 
 
 def hello_reply(entrance, found=()):

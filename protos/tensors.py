@@ -57,7 +57,7 @@ _PEAKS = {
 _ZSTD_LEVEL = 1
 
 
-def encode(array, codec="float32", rng=None, *, finite=True):
+def encode(array, codec="float32", rng=None, *, finite=True, message=None):
     """Makes a message of an array.
 
     Args:
@@ -68,6 +68,9 @@ def encode(array, codec="float32", rng=None, *, finite=True):
             codecs; they round half to even if `None`.
         finite: `False` lets NaN and infinity through, for which the codec
             has to keep float32.
+        message: An empty `split_pb2.Tensor` to fill, such as one that is part
+            of another message: put there later, it would be copied. `None`
+            makes one.
 
     Returns:
         A `split_pb2.Tensor`. It is compressed only where that is shorter.
@@ -92,7 +95,8 @@ def encode(array, codec="float32", rng=None, *, finite=True):
         )
     if array.dtype == _BFLOAT16:
         array = array.astype(np.float32)
-    message = split_pb2.Tensor(shape=array.shape)
+    message = split_pb2.Tensor() if message is None else message
+    message.shape.extend(array.shape)
     if array.dtype.kind == "f":
         message.dtype = _OF_FLOATS[codec.dtype]
         stored = _store(array, codec, rng, finite, message)

@@ -21,6 +21,7 @@ from cloud_worker import forwarding, logs
 from cloud_worker.config import Settings
 from cloud_worker.metrics import Metrics
 from cloud_worker.service import Service
+from keras_earlyexit import memory
 from protos import split_pb2
 from protos.errors import RETRY_AFTER, retry_after_ms, status_of
 
@@ -71,6 +72,7 @@ class Replica:
 
     # Serve waits for it, in the loop in which it calls the methods.
     async def __init__(self, settings):
+        memory.keep_freed()
         settings = Settings(**settings)
         logs.configure(settings.log_level, sys.stderr)
         # Gathering waits already.

@@ -9,7 +9,7 @@ import sys
 import traceback
 from typing import Annotated
 
-from keras_earlyexit import supervision
+from keras_earlyexit import memory, supervision
 from keras_earlyexit.cli.shared import (
     CommandError,
     ExitCode,
@@ -44,6 +44,7 @@ def run(name, make_app, arguments=None, *, extra="cli", code_of=code_of):
         code_of: A function from an exception to an exit status.
     """
     supervision.end_with_parent()
+    memory.keep_freed()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     # Wherever it stands: people add it to the end of the line that failed.
     debug = "--debug" in arguments

@@ -74,8 +74,9 @@ class Part:
             request_id=self.request_id,
             generation=generation,
             timeout_ms=max(1, int(left_s * 1000)),
-            tensors=[encode(array, self._codec) for array in self._arrays],
         )
+        for array in self._arrays:
+            encode(array, self._codec, message=request.tensors.add())
         content = request.SerializeToString()
         self.bytes_up += len(content)
         self.seconds["encode"] += time.monotonic() - started

@@ -95,7 +95,6 @@ def test_all_of_it_at_once(parts, newer_parts, pki, tmp_path):
             found = worker(generation, name)
             wait_for_cloud(found, generation[1], within_s=_WITHIN_S)
             history = History(tmp_path / f"history_{len(histories)}.jsonl")
-            stack.callback(history.close)
             stack.enter_context(
                 Load(found, generation[1], history, pause_s=0.05)
             )
@@ -131,8 +130,10 @@ def test_all_of_it_at_once(parts, newer_parts, pki, tmp_path):
         poll(lambda: is_served(newer_parts), within_s=_WITHIN_S)
         start(newer_parts, "edge-1")
         answered(100)
+    verdicts = [judge(history.events) for history in histories]
     for history in histories:
-        found = judge(history.events)
+        history.close()
+    for found in verdicts:
         assert found.is_clean, found
         assert found.samples > 100
         # Not even while replicas knew different generations.
