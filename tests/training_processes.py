@@ -139,6 +139,6 @@ class Processes:
 
     def finish(self):
         """Ends the cloud, once the edge has ended; what both have become."""
-        self.wait("edge", 240)
+        self.wait("edge", 600)
         self.stop("cloud")
         return [self.state("edge"), self.state("cloud")]

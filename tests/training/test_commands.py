@@ -79,7 +79,7 @@ def test_train_and_merge(folder, capsys):
 
 
 @pytest.mark.faults
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_killed_at_random_it_ends_as_if_nothing_had_happened(run):
     """500 steps with 20 kills: all bytes of both sides are those of a calm run.
 
@@ -118,7 +118,7 @@ def test_killed_at_random_it_ends_as_if_nothing_had_happened(run):
 
 
 @pytest.mark.faults
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_another_machine_goes_on_from_a_store(folder, run, tmp_path):
     """The state of a run whose cloud is lost with its disk is a calm run's."""
     pytest.importorskip("fsspec")
