@@ -26,15 +26,16 @@ class Tuning:
     Args:
         folder: Folder of the search.
         *options: Further options.
+        name: What the files of its output are named after.
     """
 
-    def __init__(self, folder, *options):
+    def __init__(self, folder, *options, name=""):
         self.folder = folder
         arguments = [*SMALL, "--output", folder, "--json", *options]
         command = [sys.executable, "-m", "keras_earlyexit", "tune", *arguments]
         folder.mkdir(exist_ok=True)
-        self._errors = folder / "errors.txt"
-        self._output = folder / "output.txt"
+        self._errors = folder / f"{name}errors.txt"
+        self._output = folder / f"{name}output.txt"
         with (
             open(self._errors, "ab") as errors,
             open(self._output, "wb") as out,

@@ -109,8 +109,12 @@ class Search:
     @functools.cached_property
     def study(self):
         """The study of Optuna in its database."""
+        import optuna
+
         from keras_earlyexit.tuning import optuna_trials
 
+        # What it would tell is told already.
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
         with _of_a_database():
             return optuna_trials.open_study(
                 self.settings["storage"], self.settings["study"]
@@ -161,12 +165,8 @@ class Search:
         )
 
     def _run_study(self, on_end):
-        import optuna
-
         from keras_earlyexit.tuning import optuna_trials
 
-        # What it would tell of each trial is told already.
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
         given = self.settings
         objective = optuna_trials.OptunaObjective(
             self.hypermodel,
@@ -199,27 +199,33 @@ class Search:
         names = [f"worker-{k}" for k in range(workers)]
         # Of a study in a database nobody is the chief.
         has_chief = self.settings["storage"] is None
-        self._run(names, address, progress, has_chief, listen is not None)
+        made = self._crew(names, address, has_chief=has_chief)
+        self._run(made, progress, wait_for_chief=listen is not None)
 
     def help(self, join, workers):
         """Runs workers for the search of another machine, until it ends."""
         name = socket.gethostname().replace("chief", "host")
         names = [f"{name}-{k}" for k in range(workers)]
-        self._run(names, parse_address("join", join), None, False, False)
+        address = parse_address("join", join)
+        self._run(self._crew(names, address, has_chief=False, joins=True))
 
-    def _run(self, names, address, progress, has_chief, waits):
+    def _crew(self, names, address, **options):
         from keras_earlyexit.tuning import crew
 
-        made = crew.Crew(
+        return crew.Crew(
             crew.this_command(self._arguments()),
             names,
             address,
             self.folder / "logs",
-            has_chief=has_chief,
             tell=print_error,
+            **options,
         )
+
+    def _run(self, made, *arguments, **options):
+        from keras_earlyexit.tuning import crew
+
         try:
-            made.run(progress, wait_for_chief=waits)
+            made.run(*arguments, **options)
         except crew.CrewError as error:
             raise CommandError(str(error), ExitCode.FAILED) from error
 

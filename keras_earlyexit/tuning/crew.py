@@ -23,6 +23,12 @@ _ID, _IP, _PORT = (
 _HOPELESS = (2, 3, 4)
 _TICK_S = 0.5
 _END_S = 30.0
+# The chief of another machine: how often it is looked for, how long it may be
+# silent when there is nothing left to do, and how long at all. KerasTuner's
+# own workers would wait for it for an hour, and say nothing.
+_LOOK_S = 5.0
+_DONE_S = 15.0
+_GONE_S = 300.0
 
 
 class CrewError(Exception):
@@ -52,11 +58,19 @@ class Crew:
         address: `(host, port)` of the chief.
         logs: Folder for what the processes print.
         has_chief: Whether the chief is one of them.
+        joins: Whether the chief is on another machine.
         tell: Called with a text when a process is started.
     """
 
     def __init__(
-        self, command, names, address, logs, has_chief=True, tell=None
+        self,
+        command,
+        names,
+        address,
+        logs,
+        has_chief=True,
+        joins=False,
+        tell=None,
     ):
         self._command = list(command)
         self._address = address
@@ -65,7 +79,10 @@ class Crew:
         self._chief = None
         self._workers = dict.fromkeys(names)
         self._has_chief = has_chief
+        self._joins = joins
         self._deaths = 0
+        self._seen_at = self._looked_at = time.monotonic()
+        self._is_missed = False
 
     def run(self, progress=None, wait_for_chief=False):
         """Runs until all trials have ended.
@@ -76,24 +93,30 @@ class Crew:
                 work when those of this one have ended.
 
         Raises:
-            CrewError: If a process cannot work, or processes die again and
-                again while no trial ends.
+            CrewError: If a process cannot work, if processes die again and
+                again while no trial ends, or if the chief of another machine
+                is not there.
         """
-        ended = 0
+        ended, told = 0, False
         try:
             if self._has_chief:
                 self._chief = self._start(CHIEF)
             for name in self._workers:
                 self._workers[name] = self._start(name)
-            while self._tend():
+            while True:
+                at_work = self._tend()
+                waiting = wait_for_chief and self._chief is not None
+                if not at_work and not waiting:
+                    break
+                if self._joins and self._is_over():
+                    break
+                if not at_work and not told:
+                    self._tell("waiting for workers of other machines")
+                    told = True
                 time.sleep(_TICK_S)
                 done = progress() if progress else 0
                 if done > ended:
                     ended, self._deaths = done, 0
-            if self._chief is not None and wait_for_chief:
-                self._tell("waiting for workers of other machines")
-                while self._chief.poll() is None:
-                    time.sleep(_TICK_S)
             if progress:
                 progress()
         finally:
@@ -119,6 +142,32 @@ class Crew:
                 self._workers[name] = self._start(name)
                 at_work = True
         return at_work
+
+    def _is_over(self):
+        """Whether the chief of another machine is gone, as nothing is left."""
+        now = time.monotonic()
+        if now - self._looked_at < _LOOK_S:
+            return False
+        self._looked_at = now
+        place = f"{self._address[0]}:{self._address[1]}"
+        try:
+            socket.create_connection(self._address, timeout=_LOOK_S).close()
+        except OSError as error:
+            silent = now - self._seen_at
+            if not self._is_missed:
+                self._is_missed = True
+                self._tell(f"nobody listens at {place} now; waiting")
+            if silent > _GONE_S:
+                raise CrewError(
+                    f"Expected a search that listens at {place}. Received: "
+                    f"nothing for {silent:.0f} seconds ({error}). Start it "
+                    "with --listen, and look at address and network."
+                ) from error
+            # Only who is told that there is nothing left to do ends so.
+            ended = [x.poll() == 0 for x in self._workers.values()]
+            return any(ended) and silent > _DONE_S
+        self._seen_at, self._is_missed = now, False
+        return False
 
     def _mourn(self, name, process):
         self._deaths += 1

@@ -92,7 +92,8 @@ def plot_front(trials, *, references=None, budget=None, path=None):
         mfc="none",
         mec=SERIES[1],
         mew=2.2,
-        label=f"trial {best.id}: {scale * best.metric:.3g} for "
+        label=f"trial {best.id}: {scale * best.metric:.3g}"
+        f"{'%' if scale == 100 else ''} for "
         f"{best.mean_cost:.1%}",
     )
     for k, (name, (cost, value)) in enumerate((references or {}).items()):

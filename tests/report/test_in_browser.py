@@ -51,6 +51,17 @@ def test_it_fits_is_legible_and_asks_nobody(report):
         asked = browsing.loaded(driver)
         assert all(address.startswith("data:") for address in asked)
         assert not browsing.complaints(driver)
+        # On paper nothing can be pressed, nor moved into sight.
+        browsing.resize(driver, 720, dark=True)
+        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+        assert not driver.find_element("css selector", "nav").is_displayed()
+        assert driver.execute_script(page) <= 720
+        assert _brightness(driver, "html", "backgroundColor") == 255
+        for wide in driver.find_elements("css selector", ".wide"):
+            assert driver.execute_script(
+                "return arguments[0].scrollWidth <= arguments[0].clientWidth",
+                wide,
+            )
         printed = driver.execute_cdp_cmd("Page.printToPDF", {})["data"]
         assert base64.b64decode(printed).startswith(b"%PDF")
 

@@ -20,6 +20,8 @@ with open(f"{name}.starts", "a") as file:
     file.write(f"{os.getpid()} {crew.role()}\\n")
 starts = len(pathlib.Path(f"{name}.starts").read_text().splitlines())
 print("working as", name, file=sys.stderr)
+if name == "chief" and "CHIEF_ENDS" in os.environ:
+    sys.exit(5 if starts == 1 else 0)
 if name == "chief" or name.startswith("stays"):
     time.sleep(600)
 if name.startswith("dies-once") and starts == 1:
@@ -80,6 +82,47 @@ def test_without_a_chief(tmp_path, monkeypatch):
     made.run()
     assert (tmp_path / "works.starts").read_text().split()[1] == "worker"
     assert not (tmp_path / "chief.starts").exists()
+
+
+def test_a_chief_of_others_is_kept_alive(tmp_path, monkeypatch):
+    monkeypatch.setenv("CHIEF_ENDS", "after it has died once")
+    made, told = make(tmp_path, [], monkeypatch)
+    asked = []
+    made.run(lambda: asked.append("how many") or 0, wait_for_chief=True)
+    assert len(pids(tmp_path, "chief")) == 2
+    assert "chief has ended with status 5; starting it again" in told
+    assert told.count("waiting for workers of other machines") == 1
+    # What the others have done is told while they are at work.
+    assert len(asked) >= 2
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """The chief of another machine is given up sooner."""
+    for name, seconds in (("LOOK", 0.1), ("DONE", 0.5), ("GONE", 3.0)):
+        monkeypatch.setattr(crew, f"_{name}_S", seconds)
+
+
+def test_who_joins_does_not_wait_for_a_search_that_is_over(
+    tmp_path, monkeypatch, impatient
+):
+    monkeypatch.setattr(crew, "_GONE_S", 60.0)
+    options = {"has_chief": False, "joins": True}
+    made, told = make(tmp_path, ["works", "stays"], monkeypatch, **options)
+    made.run()
+    assert "nobody listens at 127.0.0.1:1 now; waiting" in told
+    for name in ("works", "stays"):
+        (pid,) = pids(tmp_path, name)
+        assert not is_alive(pid)
+
+
+def test_who_joins_is_told_that_nobody_listens(
+    tmp_path, monkeypatch, impatient
+):
+    options = {"has_chief": False, "joins": True}
+    made, _ = make(tmp_path, ["stays"], monkeypatch, **options)
+    with pytest.raises(crew.CrewError, match="listens at 127.0.0.1:1"):
+        made.run()
 
 
 @pytest.mark.parametrize(

@@ -139,7 +139,7 @@ def test_pictures(trials, tmp_path):
     # Trial 1's chosen thresholds are on it, trial 2's are not.
     assert [40.0, 85.0] in front.round(6).tolist()
     assert 70.0 not in values
-    assert "trial 01: 85 for 40.0%" in lines
+    assert "trial 01: 85% for 40.0%" in lines
 
 
 def test_axes_of_the_trials(trials):

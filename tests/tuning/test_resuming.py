@@ -7,6 +7,8 @@ import pytest
 from tuning_commands import Tuning
 from waiting import poll
 
+from keras_earlyexit.tuning import crew
+
 pytestmark = pytest.mark.faults
 
 
@@ -69,6 +71,48 @@ def test_nobody_outlives_the_one_that_started_them(tmp_path):
     poll(gone, 60)
     facts = Tuning(tmp_path, "--trials", "3").result()
     assert len(facts["trials"]) >= 3
+
+
+def test_another_machine_runs_the_trials(tmp_path):
+    """It joins by the network, which ends at this machine here."""
+    place = f"127.0.0.1:{crew.free_port()}"
+    given = ("--trials", "3")
+    first = Tuning(tmp_path, *given, "--listen", place)
+    other = Tuning(
+        tmp_path, *given, "--join", place, "--workers", "1", name="other_"
+    )
+    try:
+        # All of them are run there, and told here.
+        first.wait_until(lambda: "1 of 3  trial" in first.said)
+        facts = first.result(600)
+        assert other.process.wait(120) == 0, other.said
+    finally:
+        first.kill()
+        other.kill()
+    statuses = [trial["status"] for trial in facts["trials"]]
+    assert statuses == ["completed"] * 3
+    assert set(first.workers()) == {"chief"} and len(other.workers()) == 1
+    ran = [(t.folder / "attempts").read_text().split() for t in first.ended()]
+    assert set(sum(ran, [])) <= set(other.workers())
+
+
+def test_processes_share_a_database(tmp_path):
+    """Two workers of one command, killed, and the same command again."""
+    given = ("--storage", f"sqlite:///{tmp_path}/search.db", "--workers", "2")
+    first = Tuning(tmp_path, "--trials", "4", *given)
+    try:
+        first.wait_until(lambda: first.ended() and first.running())
+    finally:
+        first.kill()
+    before = len(first.ended())
+    again = Tuning(tmp_path, "--trials", str(before + 3), *given)
+    facts = again.result(600)
+    assert f"going on: {before} trials have ended before" in again.said
+    statuses = [trial["status"] for trial in facts["trials"]]
+    # Two were lost, which count as failed once they have been silent for long.
+    assert statuses.count("completed") > before
+    assert len(again.ended()) >= before + 1
+    assert (tmp_path / "best.keras").exists()
 
 
 def is_alive(pid):
