@@ -53,7 +53,7 @@ class Offloading:
         """`"features"` or `"input"`."""
         return self._kind
 
-    def submit(self, arrays, routed, rows, deadline_s):
+    def submit(self, arrays, routed, rows, deadline_s, waits=False):
         """Sends some of the samples that stay.
 
         Args:
@@ -61,9 +61,11 @@ class Offloading:
             routed: What became of it, a `Routed`.
             rows: How many of the samples in `routed.staying` to send.
             deadline_s: Seconds until nobody waits for the answers.
+            waits: Whether to wait for them here, which another thread costs
+                time to do.
 
         Returns:
-            A future of `Answers`.
+            A future of `Answers`; it is done if this has waited.
         """
         started = time.monotonic()
         features = {"feature": routed.feature[:rows]}
@@ -85,7 +87,8 @@ class Offloading:
                 sent = inputs
             goes_back = self._kind == INPUT and self._config.offload == AUTO
         ends_at = started + deadline_s
-        future = link.submit(sent, ends_at - time.monotonic())
+        ask = _ask if waits else Link.submit
+        future = ask(link, sent, ends_at - time.monotonic())
         if not goes_back:
             return future
         outcome = concurrent.futures.Future()
@@ -164,6 +167,16 @@ class Offloading:
             first_stage=0 if kind == INPUT else None,
             **self._config.link_options,
         )
+
+
+def _ask(link, arrays, deadline_s):
+    """As `Link.submit`, in this thread."""
+    future = concurrent.futures.Future()
+    try:
+        future.set_result(link.infer(arrays, deadline_s))
+    except Exception as error:
+        future.set_exception(error)
+    return future
 
 
 def _copy(future, outcome):

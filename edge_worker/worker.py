@@ -152,11 +152,13 @@ class EdgeWorker:
         arrays = fit_inputs(x, specs, manifest.input_structure)
         call = Merging(self._bundle.relative_costs)
         waiting = collections.deque()
-        for start in range(0, max(len(arrays[0]), 1), size):
+        count = len(arrays[0])
+        for start in range(0, max(count, 1), size):
             while _is_full(waiting):
                 self._collect(call, waiting.popleft())
             part = tuple(array[start : start + size] for array in arrays)
-            sent = self._start(call, part)
+            # Nothing is left to do meanwhile once the last one is sent.
+            sent = self._start(call, part, waits=start + size >= count)
             if sent is not None:
                 waiting.append(sent)
         while waiting:
@@ -176,7 +178,7 @@ class EdgeWorker:
     def __exit__(self, *_):
         self.close()
 
-    def _start(self, call, arrays):
+    def _start(self, call, arrays, waits):
         """Routes a batch, sends what stays, returns what to wait for."""
         started = time.monotonic()
         routed = self._bundle.route_fitted(arrays)
@@ -188,8 +190,11 @@ class EdgeWorker:
         if not rows:
             return None
         ends_at = started + self.config.deadline
-        left_s = ends_at - time.monotonic()
-        future = self._offloading.submit(arrays, routed, rows, left_s)
+        sent_at = time.monotonic()
+        future = self._offloading.submit(
+            arrays, routed, rows, ends_at - sent_at, waits
+        )
+        call.seconds["wait"] += time.monotonic() - sent_at
         return _Sent(
             first + routed.staying[:rows],
             future,
