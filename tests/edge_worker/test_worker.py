@@ -2,6 +2,7 @@
 
 import asyncio
 import concurrent.futures
+import threading
 import time
 
 import numpy as np
@@ -50,6 +51,19 @@ def test_answers_as_the_model_that_is_not_cut(worker, rows, wanted, batch_size):
     assert result.seconds["edge"] > 0 and result.seconds["link"] > 0
     assert result.counts["cloud"] == (~left).sum()
     assert "cloud" in repr(result)
+
+
+def test_the_last_batch_takes_no_other_thread(exported, cloud, rows):
+    def others():
+        names = (thread.name for thread in threading.enumerate())
+        return [name for name in names if name.startswith("split-calls")]
+
+    before = others()
+    with EdgeWorker(exported.edge, cloud.address, insecure=True) as worker:
+        worker.predict(rows, batch_size=len(rows))
+        assert others() == before
+        worker.predict(rows, batch_size=-(-len(rows) // 2))
+        assert len(others()) > len(before)
 
 
 def test_no_samples(worker, rows):
