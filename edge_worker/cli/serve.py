@@ -1,12 +1,15 @@
 """`edge-worker serve`: answers programs on this machine."""
 
+import contextlib
+import queue
 import signal
-import threading
 from typing import Annotated
 
 import typer
 
 from edge_worker.cli.shared import ExitCode
+
+_LOOK_EVERY_S = 1.0
 
 
 def serve(
@@ -43,9 +46,10 @@ def serve(
 
     for address in filter(None, (listen, grpc)):
         check_loopback(address)
-    stopped = threading.Event()
+    # Unlike an event's `set`, `put` may interrupt anything, also a `get`.
+    asked = queue.SimpleQueue()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopped.set())
+        signal.signal(number, lambda *_: asked.put(None))
     log = RequestLog()
     with _worker(settings, reload_every_s) as worker:
         servers = [HTTPServer(listen, worker, log)]
@@ -60,12 +64,23 @@ def serve(
             cloud=settings.config.target,
             is_connected=worker.is_connected,
         )
-        stopped.wait()
+        _wait_for(asked)
         log.write("stopping")
         for server in servers:
             server.stop()
         log.write("stopped", stats=worker.stats)
     return ExitCode.OK
+
+
+def _wait_for(asked):
+    """Waits until something is in a queue, where a signal puts it.
+
+    It looks up now and then: a signal that comes just before a wait begins
+    does not end it.
+    """
+    while True:
+        with contextlib.suppress(queue.Empty):
+            return asked.get(timeout=_LOOK_EVERY_S)
 
 
 def _worker(settings, reload_every_s):
