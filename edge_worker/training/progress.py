@@ -1,8 +1,12 @@
 """One line that shows both sides of training."""
 
 import sys
+import time
 
 import keras
+
+#: Share of an epoch's time from which on a wait is worth a word.
+_MUCH = 0.1
 
 
 class ProgressLine(keras.callbacks.Callback):
@@ -20,6 +24,7 @@ class ProgressLine(keras.callbacks.Callback):
             verbose = 1 if sys.stdout.isatty() else 2
         self._verbose, self._epochs, self._trainer = verbose, epochs, trainer
         self._live, self._epoch = None, 0
+        self._started, self._waited_s = time.monotonic(), 0.0
         if verbose == 1:
             from rich.live import Live
 
@@ -28,6 +33,8 @@ class ProgressLine(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         self._epoch = epoch
+        self._started = time.monotonic()
+        self._waited_s = self._trainer.journal.waited_s
 
     def on_train_batch_end(self, batch, logs=None):
         if self._live is not None:
@@ -55,7 +62,9 @@ class ProgressLine(keras.callbacks.Callback):
         if accuracy is not None:
             edge += f" {name} {accuracy:.1%}"
         queue = len(trainer.journal)
-        waits = "edge waits" if logs.get("waited_s", 0) > 1 else ""
+        waited_s = trainer.journal.waited_s - self._waited_s
+        is_much = waited_s > _MUCH * (time.monotonic() - self._started)
+        waits = "edge waits" if is_much else ""
         if cloud.idle_share > 0.5:
             waits = "cloud waits"
         state = "" if cloud.is_connected else "not connected"

@@ -1,7 +1,5 @@
 """What goes up of each batch, and what the edge waits for there."""
 
-import time
-
 from protos.feeding.packing import pack
 
 _POLL_S = 0.5
@@ -27,7 +25,6 @@ class Uplink:
         self._codec, self._seed = codec, seed
         #: Batches that were made again and are not as in the journal.
         self.differing = 0
-        self._waited_s = 0.0
 
     def record(self, outputs, labels, weight, position, ends_pass):
         """Records what goes up of a batch; waits for room.
@@ -89,7 +86,7 @@ class Uplink:
             "cloud_committed": cloud.committed,
             "bytes_up": cloud.bytes_up,
             "bytes_down": cloud.bytes_down,
-            "waited_s": self._waited_s,
+            "waited_s": self._journal.waited_s,
         }
 
     def _append(self, sequence, content):
@@ -98,8 +95,6 @@ class Uplink:
             before = self._journal.read(sequence)
             self.differing += before is not None and before != content
             return
-        started = time.monotonic()
         while not self._journal.append(sequence, content, _POLL_S):
             self._sender.check()
-        self._waited_s += time.monotonic() - started
         self._sender.check()

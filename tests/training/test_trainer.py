@@ -74,7 +74,7 @@ def check_same(one, other):
         np.testing.assert_array_equal(a, b)
 
 
-def test_both_sides_are_those_of_a_serial_run(tmp_path):
+def test_both_sides_are_those_of_a_serial_run(tmp_path, capsys):
     cloud = cloud_segment()
     with serving(lambda: Trainer.for_segment(cloud, tmp_path / "c")) as (
         target,
@@ -90,6 +90,10 @@ def test_both_sides_are_those_of_a_serial_run(tmp_path):
     logs = history.history
     assert logs["loss"][2] < logs["loss"][0]
     assert logs["cloud_committed"][-1] <= 15
+    # The disk's time is no wait for room in the journal.
+    assert logs["waited_s"] == [0, 0, 0]
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3 and "edge waits" not in lines[-1]
     assert edge.cloud.bytes_down / 15 <= 256
 
 
