@@ -7,11 +7,12 @@ processes with a core each; between them is a link with a rate and a round trip.
     python benchmarks/hierarchical.py accuracy --way undivided
     python benchmarks/hierarchical.py accuracy --way divided
     python benchmarks/hierarchical.py predict
+    python benchmarks/hierarchical.py forwarding
 
 `accuracy` takes an hour or more, and goes on where it was stopped. `speed
 --trained outputs/hierarchical/accuracy/divided` starts from what it has
 trained, so that features are compressed as well, and samples leave as often, as
-those of a network in use.
+those of a network in use. `forwarding` is a smaller network, on MNIST.
 """
 
 import argparse
@@ -27,6 +28,7 @@ def main():
     _add_accuracy(commands)
     _add_speed(commands)
     _add_predict(commands)
+    _add_forwarding(commands)
     for name in ("edge", "cloud"):
         _add_process(commands, name)
     options = parser.parse_args()
@@ -91,6 +93,21 @@ def _add_predict(commands):
         from _hierarchical import predicted_rows
 
         predicted_rows.run(options)
+
+    parser.set_defaults(command=run)
+
+
+def _add_forwarding(commands):
+    parser = _added(commands, "forwarding", "which samples should go up")
+    parser.add_argument("--images", type=int, default=5000)
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--output", type=pathlib.Path)
+
+    def run(options):
+        from _hierarchical import forwarding
+
+        forwarding.run(options)
 
     parser.set_defaults(command=run)
 
