@@ -87,8 +87,10 @@ class Runner:
         with self._lock:
             dropped = entrance.queue.add(item)
             self._waiting.add(entrance)
+            sleeps = self._asleep > 0
         _refuse(dropped)
-        self._wake()
+        if sleeps:
+            self._wake()
         try:
             return await item.outcome
         except asyncio.CancelledError:
