@@ -51,7 +51,8 @@ def offer(client, request, per_second, seconds):
         Seconds of each call by the code that it ended with.
     """
     found, lock = collections.defaultdict(list), threading.Lock()
-    calls = []
+    # Those on their way only: thousands of calls are as many megabytes.
+    calls = set()
     begun = time.monotonic()
     for number in range(int(per_second * seconds)):
         due = begun + number / per_second
@@ -61,11 +62,15 @@ def offer(client, request, per_second, seconds):
         def done(call, started=started):
             with lock:
                 found[call.code()].append(time.monotonic() - started)
+                calls.discard(call)
 
         call = client.stub.Infer.future(request, timeout=DEADLINE_S)
+        with lock:
+            calls.add(call)
         call.add_done_callback(done)
-        calls.append(call)
-    for call in calls:
+    with lock:
+        left = list(calls)
+    for call in left:
         # Whatever it came to: it ends.
         call.exception(timeout=60)
     return found
