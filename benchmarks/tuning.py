@@ -48,6 +48,9 @@ def main():
     parser.add_argument("--loss", type=float, default=0.01)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--time-limit", type=float, default=30.0)
+    parser.add_argument(
+        "--max-exits", type=int, default=4, help="with their own thresholds"
+    )
     parser.add_argument("--directory", type=pathlib.Path)
     parser.add_argument("--output", type=pathlib.Path)
     options = parser.parse_args()
@@ -255,7 +258,7 @@ def compared(options, trained, searched, test, seed):
         trained,
         searched,
         thresholds="own",
-        max_exits=4,
+        max_exits=options.max_exits,
         min_accuracy=wanted,
         time_limit=options.time_limit,
     )

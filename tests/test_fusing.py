@@ -113,17 +113,18 @@ def test_every_kind_of_model(name):
 
 @only_tensorflow
 @pytest.mark.parametrize(
-    "norm",
+    "make",
     [
-        layers.BatchNormalization(axis=1),
-        layers.BatchNormalization(renorm=True),
-        layers.BatchNormalization(synchronized=True),
-        layers.LayerNormalization(),
-        type("Own", (layers.BatchNormalization,), {})(),
+        lambda: layers.BatchNormalization(axis=1),
+        lambda: layers.BatchNormalization(renorm=True),
+        lambda: layers.BatchNormalization(synchronized=True),
+        lambda: layers.LayerNormalization(),
+        lambda: type("Own", (layers.BatchNormalization,), {})(),
     ],
     ids=["axis", "renorm", "synchronized", "layer_norm", "subclass"],
 )
-def test_what_is_something_else_stays(norm):
+def test_what_is_something_else_stays(make):
+    norm = make()
     net = network(norm)
     assert fused_calls(fused_network(net)) == 1
     assert any(c.operation is norm for c in surgery.trace(net).calls)

@@ -1,10 +1,25 @@
 """Bundles of small models, and workers, clients and certificates for tests."""
 
 import contextlib
+import logging
 
 import numpy as np
 import pytest
 from cloud_serving import Client, Loop, assembled, serving
+
+from cloud_worker import logs
+
+
+@pytest.fixture(autouse=True)
+def own_logs():
+    """What a test configures of the log is put back."""
+    root = logging.getLogger()
+    loggers = (root, logs.logger, logs.start_logger)
+    handlers, levels = root.handlers[:], [one.level for one in loggers]
+    yield
+    root.handlers[:] = handlers
+    for one, level in zip(loggers, levels, strict=True):
+        one.setLevel(level)
 
 
 @pytest.fixture(scope="session")
