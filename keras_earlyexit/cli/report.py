@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import functools
 import math
 import shlex
 import sys
@@ -75,10 +76,15 @@ def report(
     loaded = load_model_with_exits(model, compiled=True)
     import keras_earlyexit as ee
 
-    found = _load(loaded, data, split, data_dir, image_scale)
-    others = None
-    if calibration is not None:
-        others = _load(loaded, data, calibration, data_dir, image_scale)
+    load = functools.partial(
+        samples.load_labelled,
+        data,
+        model=loaded,
+        data_dir=data_dir,
+        image_scale=image_scale,
+    )
+    found = load(split=split)
+    others = None if calibration is None else load(split=calibration)
     names = _class_names(class_names, loaded.head, found)
     facts = {
         "file": None if dry_run else str(output),
@@ -106,29 +112,6 @@ def report(
         title = "Nothing written" if dry_run else "Report"
         print_facts(title, {name: str(value) for name, value in facts.items()})
     return ExitCode.OK
-
-
-def _load(model, data, split, data_dir, image_scale):
-    found = samples.load(
-        data,
-        model=model,
-        split=split,
-        default_split="test",
-        image_scale=image_scale,
-        data_dir=data_dir,
-    )
-    if found.y is None:
-        raise CommandError(
-            "Expected data with labels as arrays. Received: "
-            f"'{data}', which brings {type(found.x).__name__}.",
-            ExitCode.INPUT,
-        )
-    # It imports Keras.
-    from keras_earlyexit.checks import check_data
-
-    with mendable():
-        check_data(model.head, found.x, found.y)
-    return found
 
 
 def _class_names(text, head, found):

@@ -24,6 +24,32 @@ def load(data, *, model=None, shape=None, **options):
     return samples
 
 
+def load_labelled(data, *, model, **options):
+    """As `load`, of the split test by default, with labels that fit the model.
+
+    Args:
+        data: What `--data` says.
+        model: A model with a `head`, which samples and labels have to fit.
+        **options: Further arguments of `sources.load`.
+
+    Returns:
+        `sources.Samples`, as arrays.
+    """
+    samples = load(data, model=model, default_split="test", **options)
+    if samples.y is None:
+        raise CommandError(
+            "Expected data with labels as arrays. Received: "
+            f"'{data}', which brings {type(samples.x).__name__}.",
+            ExitCode.INPUT,
+        )
+    # It imports Keras.
+    from keras_earlyexit.checks import check_data
+
+    with mendable():
+        check_data(model.head, samples.x, samples.y)
+    return samples
+
+
 def input_shape(model):
     """Shape of one input of a model, or `None` where that is not one shape."""
     shape = getattr(getattr(model, "net", model), "input_shape", None)

@@ -6,9 +6,8 @@ import typer
 
 from keras_earlyexit.cli import options
 from keras_earlyexit.cli.models import check_output, load_model, save_model
-from keras_earlyexit.cli.samples import load
+from keras_earlyexit.cli.samples import load_labelled
 from keras_earlyexit.cli.shared import (
-    CommandError,
     ExitCode,
     mendable,
     print_json,
@@ -43,7 +42,13 @@ def widen(
         after = ee.add_classes(before, new)
     samples = None
     if data is not None:
-        samples = _load(after, data, split, data_dir, image_scale)
+        samples = load_labelled(
+            data,
+            model=after,
+            split=split,
+            data_dir=data_dir,
+            image_scale=image_scale,
+        )
     facts = {
         "file": None if dry_run else str(output),
         "classes": after.head.units,
@@ -61,29 +66,6 @@ def widen(
     else:
         _print(facts)
     return ExitCode.OK
-
-
-def _load(model, data, split, data_dir, image_scale):
-    samples = load(
-        data,
-        model=model,
-        split=split,
-        default_split="test",
-        image_scale=image_scale,
-        data_dir=data_dir,
-    )
-    if samples.y is None:
-        raise CommandError(
-            "Expected data with labels as arrays. Received: "
-            f"'{data}', which brings {type(samples.x).__name__}.",
-            ExitCode.INPUT,
-        )
-    # It imports Keras.
-    from keras_earlyexit.checks import check_data
-
-    with mendable():
-        check_data(model.head, samples.x, samples.y)
-    return samples
 
 
 def _accuracy(model, name, samples):

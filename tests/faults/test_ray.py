@@ -3,7 +3,6 @@
 One cluster for all tests, since each takes its time to start.
 """
 
-import importlib.util
 import os
 import signal
 import time
@@ -13,22 +12,13 @@ import psutil
 import pytest
 from faults.clients import Load, wait_for_cloud
 from faults.history import INFO, judge
+from faults.on_ray import DEADLINE_S, MARKS, WITHIN_S
 from faults.workers import CloudProcess
 from waiting import poll
 
 from cloud_worker.engines.loopback import is_open
 
-pytestmark = [
-    pytest.mark.faults,
-    pytest.mark.timeout(1800),
-    pytest.mark.skipif(
-        importlib.util.find_spec("ray") is None,
-        reason="Ray is not installed: pip install 'keras-earlyexit[serve]'",
-    ),
-]
-# The machine may do much else; no answer may come later than this.
-_DEADLINE_S = 30.0
-_WITHIN_S = 300.0
+pytestmark = MARKS
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +42,8 @@ def cloud(parts, tmp_path_factory):
 
 @pytest.fixture
 def worker(cloud, edge, reference):
-    found = edge(cloud.address, deadline=_DEADLINE_S)
-    wait_for_cloud(found, reference, within_s=_WITHIN_S)
+    found = edge(cloud.address, deadline=DEADLINE_S)
+    wait_for_cloud(found, reference, within_s=WITHIN_S)
     return found
 
 
@@ -100,7 +90,7 @@ def test_no_answer_is_lost_when_replicas_come_go_and_are_killed(
     cloud, worker, reference, history
 ):
     with Load(worker, reference, history, pause_s=0.05):
-        poll(lambda: len(replicas(cloud.pid)) == 2, within_s=_WITHIN_S)
+        poll(lambda: len(replicas(cloud.pid)) == 2, within_s=WITHIN_S)
         # The new one takes part.
         time.sleep(2.0)
         for _ in range(2):
@@ -111,11 +101,11 @@ def test_no_answer_is_lost_when_replicas_come_go_and_are_killed(
                 lambda victim=victim: (
                     victim not in (now := replicas(cloud.pid)) and len(now) == 2
                 ),
-                within_s=_WITHIN_S,
+                within_s=WITHIN_S,
             )
             time.sleep(2.0)
             history.add("nemesis", INFO, "back", "killed")
-    found = judge(history.events, after_gap_s=_DEADLINE_S)
+    found = judge(history.events, after_gap_s=DEADLINE_S)
     assert found.is_clean, found
     assert found.samples > 100
 
@@ -125,7 +115,7 @@ def test_no_answer_is_lost_when_a_replica_is_let_go(
 ):
     # Few requests, so that one replica is enough.
     with Load(worker, reference, history, pause_s=2.0):
-        poll(lambda: len(replicas(cloud.pid)) == 1, within_s=_WITHIN_S)
+        poll(lambda: len(replicas(cloud.pid)) == 1, within_s=WITHIN_S)
         time.sleep(2.0)
     found = judge(history.events)
     assert found.is_clean, found

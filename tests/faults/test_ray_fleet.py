@@ -4,13 +4,13 @@ All of it at once: each is tested alone elsewhere.
 """
 
 import contextlib
-import importlib.util
 import shutil
 
 import pytest
 from faults.clients import Load, wait_for_cloud
 from faults.conftest import export
 from faults.history import History, judge
+from faults.on_ray import DEADLINE_S, MARKS, WITHIN_S
 from faults.test_swap import exchange
 from faults.workers import CloudProcess
 from waiting import poll
@@ -19,17 +19,7 @@ from edge_worker import EdgeWorker
 from keras_earlyexit.cli._pki import Authority
 from protos.errors import NotAllowed, VersionMismatch
 
-pytestmark = [
-    pytest.mark.faults,
-    pytest.mark.timeout(1800),
-    pytest.mark.skipif(
-        importlib.util.find_spec("ray") is None,
-        reason="Ray is not installed: pip install 'keras-earlyexit[serve]'",
-    ),
-]
-# The machine may do much else; no answer may come later than this.
-_DEADLINE_S = 30.0
-_WITHIN_S = 300.0
+pytestmark = MARKS
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +74,7 @@ def test_all_of_it_at_once(parts, newer_parts, pki, tmp_path):
             found = EdgeWorker(
                 generation[0] / "segment_0",
                 cloud.address,
-                deadline=_DEADLINE_S,
+                deadline=DEADLINE_S,
                 **files(pki, name),
             )
             stack.callback(found.close)
@@ -93,7 +83,7 @@ def test_all_of_it_at_once(parts, newer_parts, pki, tmp_path):
         def start(generation, name):
             """An edge that goes on asking from now on."""
             found = worker(generation, name)
-            wait_for_cloud(found, generation[1], within_s=_WITHIN_S)
+            wait_for_cloud(found, generation[1], within_s=WITHIN_S)
             history = History(tmp_path / f"history_{len(histories)}.jsonl")
             stack.enter_context(
                 Load(found, generation[1], history, pause_s=0.05)
@@ -116,7 +106,7 @@ def test_all_of_it_at_once(parts, newer_parts, pki, tmp_path):
                     found.stats["calls"] >= count
                     for found, count in zip(workers, least, strict=True)
                 ),
-                within_s=_WITHIN_S,
+                within_s=WITHIN_S,
             )
 
         workers, histories = [], []
@@ -127,7 +117,7 @@ def test_all_of_it_at_once(parts, newer_parts, pki, tmp_path):
         answered(50)
         assert not is_served(newer_parts)
         exchange(newer_parts[0] / "segment_1", served, tmp_path)
-        poll(lambda: is_served(newer_parts), within_s=_WITHIN_S)
+        poll(lambda: is_served(newer_parts), within_s=WITHIN_S)
         start(newer_parts, "edge-1")
         answered(100)
     verdicts = [judge(history.events) for history in histories]
