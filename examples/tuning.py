@@ -144,7 +144,7 @@ def network(shape):
         x = keras.layers.Conv2D(
             filters, 3, strides, padding="same", use_bias=False
         )(x)
-        x = keras.layers.BatchNormalization()(x)
+        x = keras.layers.BatchNormalization(momentum=0.9)(x)
         x = keras.layers.ReLU(name=f"block{i + 1}")(x)
     x = keras.layers.GlobalAveragePooling2D()(x)
     outputs = keras.layers.Dense(10, activation="softmax")(x)

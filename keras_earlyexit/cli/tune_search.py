@@ -108,15 +108,15 @@ class Search:
 
     @functools.cached_property
     def study(self):
-        """The study of Optuna in its database."""
+        """The `SharedStudy` of Optuna in its database."""
         import optuna
 
-        from keras_earlyexit.tuning import optuna_trials
+        from keras_earlyexit.tuning import optuna_study
 
         # What it would tell is told already.
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         with _of_a_database():
-            return optuna_trials.open_study(
+            return optuna_study.SharedStudy(
                 self.settings["storage"], self.settings["study"]
             )
 
@@ -177,7 +177,7 @@ class Search:
             batch_size=given["batch_size"],
             verbose=0,
         )
-        optuna_trials.run_study(self.study, objective, self.trials, on_end)
+        self.study.run(objective, self.trials, on_end, tell=print_error)
 
     def run_crew(self, workers, listen, progress):
         """Runs a chief and workers as processes, until there are enough.

@@ -8,7 +8,6 @@ fronts, where KerasTuner knows one number for each trial.
 import contextlib
 import math
 import pathlib
-import warnings
 
 from keras_earlyexit.tuning.records import TrialRecord, write_record
 
@@ -61,7 +60,9 @@ class OptunaObjective:
         import keras
 
         hp = _Suggesting(trial)
-        number = f"{trial.number:04d}"
+        # The repetition of a lost trial has its attributes: the same record.
+        number = trial.user_attrs.get("record", f"{trial.number:04d}")
+        trial.set_user_attr("record", number)
         record = TrialRecord(
             id=number,
             status="running",
@@ -90,65 +91,6 @@ class OptunaObjective:
         trial.set_user_attr("score", done.score)
         trial.set_user_attr("exit_layers", done.exit_layers)
         return done.worth, done.mean_cost
-
-
-def open_study(storage, name, seed=None):
-    """A study in a database, made if it is not there.
-
-    Trials of processes that have died are given to others.
-
-    Args:
-        storage: URL of a database, such as `sqlite:///search.db`.
-        name: Name of the study.
-        seed: Integer, of what is drawn, or `None`.
-
-    Returns:
-        An `optuna.Study`.
-    """
-    import optuna
-    from optuna import storages
-
-    with warnings.catch_warnings():
-        # Hearing from the processes is "experimental", since version 2.8.
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        retry = storages.RetryHeartbeatStaleTrialCallback(max_retry=2)
-        database = storages.RDBStorage(
-            storage,
-            # A trial whose process says nothing for as long is nobody's.
-            heartbeat_interval=20,
-            grace_period=120,
-            heartbeat_stale_trial_callback=retry,
-        )
-    return optuna.create_study(
-        study_name=name,
-        storage=database,
-        sampler=optuna.samplers.TPESampler(seed=seed),
-        directions=list(OptunaObjective.directions),
-        load_if_exists=True,
-    )
-
-
-def run_study(study, objective, trials, on_end=None):
-    """Runs trials until a study has enough of them.
-
-    Args:
-        study: `optuna.Study`.
-        objective: `OptunaObjective`.
-        trials: How many there are to be, of all who take part.
-        on_end: Called with the id of each trial that has ended here.
-    """
-    from optuna.trial import TrialState
-
-    ended = (TrialState.COMPLETE, TrialState.FAIL)
-
-    def stop_if_enough(study, trial):
-        if on_end is not None:
-            on_end(f"{trial.number:04d}")
-        if len(study.get_trials(deepcopy=False, states=ended)) >= trials:
-            study.stop()
-
-    if len(study.get_trials(deepcopy=False, states=ended)) < trials:
-        study.optimize(objective, callbacks=[stop_if_enough])
 
 
 class _Suggesting:

@@ -8,6 +8,7 @@ from tuning_data import build, digits
 
 from keras_earlyexit import tuning
 from keras_earlyexit.tuning import optuna_trials
+from keras_earlyexit.tuning.optuna_study import SharedStudy
 
 SPACE = tuning.SearchSpace(
     exits=(1, 2),
@@ -35,7 +36,8 @@ def objective(tmp_path):
 
 def test_a_study_of_two_figures(objective, tmp_path):
     url = f"sqlite:///{tmp_path}/search.db"
-    study = optuna_trials.open_study(url, "exits", seed=1)
+    shared = SharedStudy(url, "exits", seed=1)
+    study = shared.study
     common = {"objective": "sdn", "learning_rate": 0.01}
     study.enqueue_trial(
         {**common, "block": "pool", "placement": "pareto", "exits": 1}
@@ -44,7 +46,7 @@ def test_a_study_of_two_figures(objective, tmp_path):
         {**common, "block": "token", "placement": "free", "exits": 2}
     )
     ended = []
-    optuna_trials.run_study(study, objective, 2, ended.append)
+    shared.run(objective, 2, ended.append)
     assert ended == ["0000", "0001"]
     good, bad = study.get_trials()
     # What depends on the number of exits chosen freely was not drawn.
@@ -57,9 +59,66 @@ def test_a_study_of_two_figures(objective, tmp_path):
     assert bad.state == optuna.trial.TrialState.FAIL
     assert "token" in bad.user_attrs["message"] == failed.message
     # Whoever comes later finds that there is nothing left to do.
-    again = optuna_trials.open_study(url, "exits")
-    optuna_trials.run_study(again, objective, 2, ended.append)
-    assert len(again.get_trials()) == len(ended) == 2
+    again = SharedStudy(url, "exits")
+    again.run(objective, 2, ended.append)
+    assert len(again.study.get_trials()) == len(ended) == 2
+
+
+def test_who_comes_too_late_runs_nothing(tmp_path, monkeypatch):
+    url = f"sqlite:///{tmp_path}/search.db"
+    shared = SharedStudy(url, "exits")
+    other = optuna.load_study(study_name="exits", storage=url)
+    ask = shared.study.ask
+
+    def overtaken():
+        """Asks just after another process, and after having looked."""
+        other.tell(other.ask(), (0.5, 0.5))
+        return ask()
+
+    monkeypatch.setattr(shared.study, "ask", overtaken)
+    ran = []
+
+    def objective(trial):
+        ran.append(trial.number)
+        return (math.nan, math.nan) if trial.number == 3 else (0.5, 0.5)
+
+    ended = []
+    shared.run(objective, 1, ended.append)
+    assert ran == ended == []
+    states = [trial.state.name for trial in other.get_trials()]
+    assert states == ["COMPLETE", "PRUNED"]
+    # It has given its number back. One that fails counts.
+    shared.run(objective, 3, ended.append)
+    assert ran == [3] and ended == ["0003"]
+    states = [trial.state.name for trial in other.get_trials()]
+    assert states == ["COMPLETE", "PRUNED", "COMPLETE", "FAIL"]
+    shared.run(objective, 3, ended.append)
+    assert ran == [3]
+
+
+def test_lost_trials_are_run_again(tmp_path):
+    url = f"sqlite:///{tmp_path}/search.db"
+    shared = SharedStudy(url, "exits", heartbeat_s=1)
+    # As of processes that were killed before anything was heard of them, and
+    # of one that was interrupted.
+    study = optuna.load_study(study_name="exits", storage=url)
+    lost = [study.ask() for _ in range(2)]
+    lost[0].set_user_attr("record", "0000")
+    value = lost[0].suggest_float("place", 0.0, 1.0)
+    study.tell(study.ask(), state=optuna.trial.TrialState.FAIL)
+    ran, told = {}, []
+
+    def objective(trial):
+        found = trial.suggest_float("place", 0.0, 1.0)
+        ran[trial.number] = trial.user_attrs.get("record"), found
+        return found, 0.5
+
+    shared.run(objective, 3, tell=told.append)
+    assert told == ["waiting for trials of other processes"]
+    assert len(ran) == 3 and ("0000", value) in ran.values()
+    counting = [t for t in shared.study.trials if t.state.name == "COMPLETE"]
+    assert [trial.number for trial in counting] == sorted(ran)
+    assert not set(ran) & {0, 1, 2}
 
 
 def test_networks_with_hyperparameters_of_their_own():
