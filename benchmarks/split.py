@@ -20,14 +20,12 @@ import tempfile
 import time
 
 import numpy as np
-from _shared import clock, write_report
+from _shared import in_turn, write_report
 from _workers import ROOT, cloud_worker
 
 import keras_earlyexit as ee
-from edge_worker import EdgeWorker
 from keras_earlyexit.memory import keep_freed
-from protos.calling.link import Link
-from protos.security import ClientSecurity
+from protos.polling import poll_directly
 
 SIZES = (1, 4, 16, 64)
 CODECS = ("float32", "bfloat16", "uint8", "uint8_channel", "uint8+zstd")
@@ -48,6 +46,7 @@ def main():
     options = parser.parse_args()
     # As the commands do, also for what runs in one process.
     keep_freed()
+    poll_directly()
     if options.edge:
         print(json.dumps(edge_process(*options.edge)))
         return
@@ -68,6 +67,13 @@ def main():
                 memory(cut, address),
             ]
     write_report(options.output, rows, model=options.model or "random")
+
+
+def edge_worker(bundle, address, **settings):
+    """An `EdgeWorker`, imported once gRPC has been told how to poll."""
+    from edge_worker import EdgeWorker
+
+    return EdgeWorker(bundle, address, insecure=True, **settings)
 
 
 def show(**row):
@@ -108,8 +114,8 @@ def agreement(folder, address, x, y):
     """Answers over the split against the bundle that was not cut."""
     whole = ee.load_bundle(folder / "whole").predict_exits(x)
     for codec in CODECS:
-        with EdgeWorker(
-            folder / "cut" / "segment_0", address, insecure=True, codec=codec
+        with edge_worker(
+            folder / "cut" / "segment_0", address, codec=codec
         ) as worker:
             found = worker.predict(x)
         classes = found.predictions.argmax(-1)
@@ -132,25 +138,31 @@ def agreement(folder, address, x, y):
 
 def added_time(cut, address, x, runs=400):
     """One sample that goes on: over the same stages in this process."""
+    # It imports gRPC.
+    from _echo import echo
+
     edge = ee.load_bundle(cut / "segment_0")
     cloud = ee.load_bundle(cut / "segment_1")
     one, nobody = x[:1], np.full(len(edge.exit_names) - 1, np.inf)
-    with EdgeWorker(
-        cut / "segment_0", address, insecure=True, thresholds=nobody
-    ) as worker:
-        together, apart = [], []
-        for _ in range(runs):
-            together.append(
-                clock(lambda: cloud.route(edge.route(one, nobody).feature))
-            )
-            apart.append(clock(lambda: worker.predict(one)))
-    differences = [a - b for a, b in zip(apart, together, strict=True)]
+    with edge_worker(cut / "segment_0", address, thresholds=nobody) as worker:
+        found = worker.predict(one)
+        with echo(found.bytes_up, found.bytes_down) as (over_stream, call):
+            parts = {
+                "stages": lambda: cloud.route(edge.route(one, nobody).feature),
+                "split": lambda: worker.predict(one),
+                "echo": over_stream,
+                "echo_call": call,
+            }
+            seconds = in_turn(parts, runs)
+    pairs = zip(seconds["split"], seconds["stages"], strict=True)
     return show(
         what="one forwarded sample",
-        split_ms=1000 * statistics.median(apart),
-        stages_ms=1000 * statistics.median(together),
-        added_ms=1000 * statistics.median(differences),
-        p99_split_ms=1000 * float(np.quantile(apart, 0.99)),
+        **{
+            f"{name}_ms": 1000 * statistics.median(times)
+            for name, times in seconds.items()
+        },
+        added_ms=1000 * statistics.median(a - b for a, b in pairs),
+        p99_split_ms=1000 * float(np.quantile(seconds["split"], 0.99)),
     )
 
 
@@ -162,12 +174,8 @@ def bytes_up(cut, address, x):
     elements = int(np.prod(edge.route(x[:1], nobody).feature.shape[1:]))
     for codec, size in (("float32", 4), ("bfloat16", 2), ("uint8", 1)):
         for rows in (1, 64):
-            with EdgeWorker(
-                cut / "segment_0",
-                address,
-                insecure=True,
-                thresholds=nobody,
-                codec=codec,
+            with edge_worker(
+                cut / "segment_0", address, thresholds=nobody, codec=codec
             ) as worker:
                 found = worker.predict(x[:rows])
             payload = rows * elements * size
@@ -179,8 +187,8 @@ def bytes_up(cut, address, x):
                 bytes_up=found.bytes_up,
                 overhead=found.bytes_up / payload - 1,
             )
-    with EdgeWorker(
-        cut / "segment_0", address, insecure=True, thresholds=everybody
+    with edge_worker(
+        cut / "segment_0", address, thresholds=everybody
     ) as worker:
         found = worker.predict(x[:64])
     yield show(what="bytes up", leave="all", bytes_up=found.bytes_up)
@@ -259,6 +267,9 @@ def served(cut, cloud, size, in_flight, seconds):
 
 def load_process(bundle, address, size, in_flight, seconds):
     """An edge that has so many calls in flight all the time."""
+    from protos.calling.link import Link
+    from protos.security import ClientSecurity
+
     edge = ee.load_bundle(bundle)
     shape = (int(size), *_feature_spec(edge).shape[1:])
     feature = np.random.default_rng(0).normal(size=shape).astype("float32")
@@ -304,7 +315,7 @@ def memory(cut, address):
 
 
 def edge_process(bundle, address):
-    with EdgeWorker(bundle, address, insecure=True) as worker:
+    with edge_worker(bundle, address) as worker:
         (spec,) = worker.bundle.manifest.stages[0].inputs
         x = np.random.default_rng(0).normal(size=(64, *spec.shape[1:]))
         for _ in range(20):

@@ -7,6 +7,7 @@ does the rest.
 
 import collections
 import dataclasses
+import math
 import random
 import time
 from typing import Any
@@ -65,11 +66,13 @@ class Queue:
         spread=random.random,
     ):
         self._max_rows, self._max_batch = max_rows, max_batch
-        self._max_delay_s = max_delay_s
+        self.max_delay_s = max_delay_s
         self._clock, self._spread = clock, spread
         self._items = collections.deque()
         self._rows = 0
         self._rate = _FIRST_RATE
+        # Rows and seconds of the last batch.
+        self._last = 1, math.inf
 
     def __len__(self):
         return len(self._items)
@@ -127,7 +130,7 @@ class Queue:
         if self._rows >= self._max_batch:
             return 0.0
         waited = self._clock() - self._items[0].arrived
-        return max(0.0, self._max_delay_s - waited)
+        return max(0.0, self.max_delay_s - waited)
 
     def take(self):
         """The next batch.
@@ -149,8 +152,14 @@ class Queue:
 
     def ran(self, rows, seconds):
         """Notes how long a batch took."""
+        self._last = rows, seconds
         rate = rows / max(seconds, 1e-6)
         self._rate += _WEIGHT * (rate - self._rate)
+
+    def expected_s(self, rows):
+        """Seconds that a batch should take at most; infinity before any ran."""
+        last_rows, seconds = self._last
+        return seconds * max(1.0, rows / last_rows)
 
     def retry_after_s(self):
         """When what waits now will have run, by the rate that was measured."""

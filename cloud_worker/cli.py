@@ -9,6 +9,7 @@ import typing
 
 from keras_earlyexit.cli import apps
 from keras_earlyexit.cli.shared import EXIT_CODES, ExitCode
+from protos.polling import poll_directly
 
 NAME = "cloud-worker"
 
@@ -54,7 +55,10 @@ def serve(config=None, print_config=False, **flags):
     if print_config:
         print(settings.as_toml(), end="")
         return ExitCode.OK
-    # gRPC is not needed before.
+    if settings.engine != "ray":
+        # Ray has a gRPC of its own, and its processes inherit what is set.
+        poll_directly()
+    # gRPC is not needed before, nor could be told how to poll after.
     from cloud_worker import forwarding, logs, server
 
     logs.configure(settings.log_level, sys.stdout)

@@ -6,6 +6,9 @@ lone request runs at once, and batches grow by themselves with the load.
 
 A thread that is done takes the next batch by itself: the event loop may be busy
 with what came meanwhile, and the stages would stand still until it is not.
+
+A request that is alone, and small, runs in the event loop: nobody is there whom
+that could hold up, and two changes of thread cost as much as some stages do.
 """
 
 import asyncio
@@ -19,6 +22,9 @@ import numpy as np
 from cloud_worker.batching import Item
 from keras_earlyexit.bundle.answering import Routed
 from protos.errors import DeadlinePassed
+
+#: What comes while the event loop runs a batch waits for as long.
+_MAX_IN_LOOP_S = 0.005
 
 
 class Ran(NamedTuple):
@@ -50,6 +56,9 @@ class Runner:
         # The entrances with requests that wait.
         self._waiting = set()
         self._asleep = num_workers
+        self._num_workers = num_workers
+        # Requests without an answer; for the event loop alone.
+        self._num_pending = 0
         # Wakes a thread for each `True`, and ends one for each `False`.
         self._calls = queue.SimpleQueue()
         self._loop = self._timer = None
@@ -84,6 +93,37 @@ class Runner:
         self._loop = asyncio.get_running_loop()
         outcome = self._loop.create_future()
         item = Item(arrays, len(arrays[0]), deadline, outcome)
+        self._num_pending += 1
+        try:
+            if self._is_alone(entrance, item.rows):
+                # Others may have come together with it.
+                await asyncio.sleep(0)
+                if self._is_alone(entrance, item.rows):
+                    return self._run_here(entrance, item)
+            return await self._run_in_thread(entrance, item)
+        finally:
+            self._num_pending -= 1
+
+    def _is_alone(self, entrance, rows):
+        """Whether a request may run in the event loop."""
+        return (
+            self._num_pending == 1
+            and self._asleep == self._num_workers
+            and not entrance.queue.max_delay_s
+            and entrance.queue.expected_s(rows) <= _MAX_IN_LOOP_S
+        )
+
+    def _run_here(self, entrance, item):
+        with self._lock:
+            entrance.queue.add(item)
+            batch, dropped = entrance.queue.take()
+        _refuse(dropped)
+        if batch:
+            found = run_batch(entrance.bundle, batch)
+            self._ran(entrance, batch, found, None)
+        return item.outcome.result()
+
+    async def _run_in_thread(self, entrance, item):
         with self._lock:
             dropped = entrance.queue.add(item)
             self._waiting.add(entrance)

@@ -73,17 +73,18 @@ class Client:
 
 
 class Gated:
-    """A bundle whose first stage waits until it is let, and notes its rows."""
+    """A bundle whose first stage waits until it is let, and notes its calls."""
 
     def __init__(self, bundle):
         self.opened, self.entered = threading.Event(), threading.Semaphore(0)
         self.opened.set()
-        self.rows, self.error = [], None
+        self.rows, self.threads, self.error = [], [], None
         self._first, *others = bundle.stages
         self.bundle = Bundle(bundle.manifest, [self, *others], "0" * 64)
 
     def __call__(self, arrays):
         self.rows.append(len(arrays[0]))
+        self.threads.append(threading.get_ident())
         self.entered.release()
         self.opened.wait(30)
         if self.error is not None:

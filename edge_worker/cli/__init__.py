@@ -7,12 +7,14 @@ import os
 
 from edge_worker.cli.shared import EXIT_CODES, NAME, code_of
 from keras_earlyexit.cli import apps
+from protos.polling import poll_directly
 
 
 def main(arguments=None):
     """Runs the command; returns its exit status."""
     # What gRPC says of connections that end is said here too, and better.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    poll_directly()
     return apps.run(NAME, _app, arguments, extra="edge", code_of=code_of)
 
 

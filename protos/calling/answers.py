@@ -136,10 +136,11 @@ class Expects:
         score = decode(reply.score, _SCORE, rows, finite=False)
         lengths = {len(predictions), len(exit_index), len(score)}
         rows_found = list(reply.degraded)
+        last = int(exit_index.max())
         if (
             lengths != {rows}
             or exit_index.min() < self.first_stage
-            or exit_index.max() >= self.num_exits
+            or last >= self.num_exits
             or len(rows_found) > rows
             or max(rows_found, default=0) >= rows
         ):
@@ -147,14 +148,16 @@ class Expects:
                 f"Expected answers for {rows} rows, from exits "
                 f"{self.first_stage} to {self.num_exits - 1}. Received: "
                 f"answers for {sorted(lengths)} rows, from exits "
-                f"{exit_index.min()} to {exit_index.max()}. Both sides need "
+                f"{exit_index.min()} to {last}. Both sides need "
                 "parts of the same model."
             )
         degraded = np.zeros(rows, bool)
-        degraded[rows_found] = True
+        if rows_found:
+            degraded[rows_found] = True
         score = np.array(score)
-        # At `final` there is none, whatever crossed the wire for it.
-        score[exit_index == self.num_exits - 1] = np.nan
+        if last == self.num_exits - 1:
+            # There is none at `final`, whatever crossed the wire for it.
+            score[exit_index == last] = np.nan
         return predictions, exit_index, score, degraded
 
 

@@ -1,5 +1,7 @@
 """The queue: what runs together, what is refused, what is dropped."""
 
+import math
+
 import pytest
 
 from cloud_worker.batching import (
@@ -130,3 +132,10 @@ def test_what_nobody_waits_for_is_taken_out(queue):
     assert queue.take() == ([second], [])
     queue.discard(second)
     assert queue.rows == 0
+
+
+def test_expected_seconds_are_those_of_the_last_batch(queue):
+    assert queue.expected_s(1) == math.inf
+    queue.ran(rows=4, seconds=0.2)
+    assert queue.expected_s(1) == queue.expected_s(4) == 0.2
+    assert queue.expected_s(8) == pytest.approx(0.4)

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import threading
 import time
 
 import numpy as np
@@ -241,3 +242,40 @@ def test_split():
     ]
     np.testing.assert_array_equal(np.concatenate(staying), whole.staying)
     assert parts[1].feature is None
+
+
+def test_who_is_alone_and_small_runs_in_the_event_loop():
+    entrance, x = an_entrance(), features(3)
+    stage, queue = entrance.bundle.stages[0], entrance.queue
+
+    async def test(runner):
+        async def runs_here():
+            ran = await runner.run(entrance, (x,), later())
+            thread = stage.threads[-1]
+            same(ran, entrance.bundle, x)
+            return thread == threading.get_ident()
+
+        # How long it takes is not known before it has run.
+        assert not await runs_here()
+        ends_at = later(20)
+        queue.ran(rows=1, seconds=1e-6)
+        # The thread may still be on its way to sleep.
+        while not await runs_here():
+            assert time.monotonic() < ends_at
+            queue.ran(rows=1, seconds=1e-6)
+        queue.ran(rows=1, seconds=0.002)
+        assert not await runs_here()
+        # Those that come together run together, elsewhere.
+        queue.ran(rows=1, seconds=1e-6)
+        del stage.rows[:], stage.threads[:]
+        await asyncio.gather(
+            *(runner.run(entrance, (x,), later()) for _ in range(3))
+        )
+        assert sum(stage.rows) == 9
+        assert threading.get_ident() not in stage.threads
+        queue.ran(rows=1, seconds=1e-6)
+        with pytest.raises(DeadlinePassed):
+            await runner.run(entrance, (x,), later(-1))
+        assert len(queue) == 0
+
+    running(test)
