@@ -10,6 +10,7 @@ real images; without, random ones.
 
 import argparse
 import concurrent.futures
+import contextlib
 import json
 import os
 import pathlib
@@ -32,6 +33,7 @@ CODECS = ("float32", "bfloat16", "uint8", "uint8_channel", "uint8+zstd")
 EDGES = 4
 #: Calls of an edge at the same time.
 IN_FLIGHT = (1, 8)
+TURNS = 5
 
 
 def main():
@@ -51,7 +53,7 @@ def main():
         print(json.dumps(edge_process(*options.edge)))
         return
     if options.load:
-        print(json.dumps(load_process(*options.load)))
+        load_process(*options.load)
         return
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
@@ -195,37 +197,40 @@ def bytes_up(cut, address, x):
 
 
 def throughput(cut, cloud, seconds):
-    """Samples per second of several edges, over stages in one process."""
-    edge = ee.load_bundle(cut / "segment_0")
-    feature_spec = _feature_spec(edge)
+    """Samples per second of several edges, over stages in one process.
+
+    Both in turn, since machines are not always equally fast; ratios are medians
+    over the turns.
+    """
+    bundle = ee.load_bundle(cut / "segment_1")
+    spec = _feature_spec(ee.load_bundle(cut / "segment_0"))
     rng = np.random.default_rng(0)
     for size in SIZES:
-        feature = rng.normal(size=(size, *feature_spec.shape[1:]))
-        feature = feature.astype("float32")
-        bundle = ee.load_bundle(cut / "segment_1")
+        feature = rng.normal(size=(size, *spec.shape[1:])).astype("float32")
 
-        def here(bundle=bundle, feature=feature):
+        def here(feature=feature):
             return bundle.route(feature)
 
         for in_flight in IN_FLIGHT:
-            # Around it, since other things run on this machine too.
-            before = alone(here, size, seconds / 2)
-            asked, worker_s = served(cut, cloud, size, in_flight, seconds)
-            after = alone(here, size, seconds / 2)
-            rate, stages_s = (
-                (a + b) / 2 for a, b in zip(before, after, strict=True)
-            )
+            with edges(cut, cloud, size, in_flight, seconds / TURNS) as ask:
+                turns = np.array(
+                    [
+                        (*ask(), *alone(here, size, seconds / TURNS))
+                        for _ in range(TURNS)
+                    ]
+                )
+            rate, worker_s, alone_rate, stages_s = turns.T
             yield show(
                 what="throughput",
                 edges=EDGES,
                 batch=size,
                 in_flight=in_flight,
-                served_per_second=asked,
-                one_process_per_second=rate,
-                ratio=asked / rate,
-                worker_processor_ms=1000 * worker_s,
-                stages_processor_ms=1000 * stages_s,
-                processor_ratio=stages_s / worker_s,
+                served_per_second=float(np.median(rate)),
+                one_process_per_second=float(np.median(alone_rate)),
+                ratio=float(np.median(rate / alone_rate)),
+                worker_processor_ms=1000 * float(np.median(worker_s)),
+                stages_processor_ms=1000 * float(np.median(stages_s)),
+                processor_ratio=float(np.median(stages_s / worker_s)),
             )
 
 
@@ -240,10 +245,16 @@ def alone(function, rows, seconds):
     return count / wall, (time.process_time() - used) / count
 
 
-def served(cut, cloud, size, in_flight, seconds):
-    """What several edges get, each a process; and the worker's own seconds."""
+@contextlib.contextmanager
+def edges(cut, cloud, size, in_flight, seconds):
+    """Several edges, each a process.
+
+    Yields:
+        A function that lets them ask for so many seconds, and returns samples
+        per second, and processor seconds of the worker for a sample.
+    """
     flags = [cut / "segment_0", cloud.address, size, in_flight, seconds]
-    edges = [
+    processes = [
         subprocess.Popen(
             [sys.executable, __file__, "--load", *map(str, flags)],
             env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -253,20 +264,28 @@ def served(cut, cloud, size, in_flight, seconds):
         )
         for _ in range(EDGES)
     ]
-    for edge in edges:
-        edge.stdout.readline()
-    used = cloud.processor_seconds()
-    for edge in edges:
-        edge.stdin.write("go\n")
-        edge.stdin.flush()
-    found = [json.loads(edge.communicate()[0]) for edge in edges]
-    used = cloud.processor_seconds() - used
-    count = sum(x["count"] for x in found)
-    return sum(x["count"] / x["seconds"] for x in found), used / count
+
+    def ask():
+        used = cloud.processor_seconds()
+        for process in processes:
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        found = [json.loads(x.stdout.readline()) for x in processes]
+        used = cloud.processor_seconds() - used
+        rate = sum(x["count"] / x["seconds"] for x in found)
+        return rate, used / sum(x["count"] for x in found)
+
+    try:
+        for process in processes:
+            process.stdout.readline()
+        yield ask
+    finally:
+        for process in processes:
+            process.communicate()
 
 
 def load_process(bundle, address, size, in_flight, seconds):
-    """An edge that has so many calls in flight all the time."""
+    """An edge that has so many calls in flight, whenever it is told to."""
     from protos.calling.link import Link
     from protos.security import ClientSecurity
 
@@ -291,10 +310,11 @@ def load_process(bundle, address, size, in_flight, seconds):
     with link, concurrent.futures.ThreadPoolExecutor(int(in_flight)) as pool:
         ask(0.2)
         print("ready", flush=True)
-        sys.stdin.readline()
-        start = time.perf_counter()
-        count = sum(pool.map(ask, [float(seconds)] * int(in_flight)))
-        return {"count": count, "seconds": time.perf_counter() - start}
+        for _ in sys.stdin:
+            start = time.perf_counter()
+            count = sum(pool.map(ask, [float(seconds)] * int(in_flight)))
+            found = {"count": count, "seconds": time.perf_counter() - start}
+            print(json.dumps(found), flush=True)
 
 
 def _feature_spec(bundle):

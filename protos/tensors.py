@@ -285,21 +285,21 @@ def _read(message, spec, shape, finite):
         raise _wrong(spec, "scales, which only floats in 8 bits have")
     if not is_float:
         return _narrow(stored, spec)
-    values = _as_float32(message, stored)
-    if finite and not _is_finite_float32(values):
-        raise _wrong(spec, "numbers that are not finite")
-    return values.astype(spec.dtype, copy=False)
-
-
-def _as_float32(message, stored):
-    """What was stored in 16 or 32 bits, in the machine's order of bytes."""
-    if stored.dtype == np.float32:
-        return stored
     if message.dtype == split_pb2.BFLOAT16:
         stored = stored.astype(np.uint16, copy=False).view(_BFLOAT16)
+    values = _converted(stored, np.float32)
+    if finite and not _is_finite_float32(values):
+        raise _wrong(spec, "numbers that are not finite")
+    return _converted(values, spec.dtype)
+
+
+def _converted(values, dtype):
+    """The values in a type of floats; the same array if they are in it."""
+    if values.dtype == dtype:
+        return values
     # A NaN that signals makes NumPy warn where it is converted.
     with np.errstate(invalid="ignore"):
-        return stored.astype(np.float32, copy=False)
+        return values.astype(dtype)
 
 
 def _unpack(message, spec, num_bytes):
