@@ -21,7 +21,17 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 #: Commands by experiment; {out} is its folder.
 EXPERIMENTS = {
-    "eenet8": ["benchmarks/eenets.py --output {out}/figures.json"],
+    "eenet8": [
+        "benchmarks/eenets.py --train train[:10000] --epochs 4 "
+        "--output {out}/figures.json --picture {out}/eenet8.png"
+    ],
+    "cifar10_front": ["benchmarks/front.py cifar10 --output {out}"],
+    "tiny_imagenet": [
+        f"benchmarks/front.py {recipe} --output {{out}}/{recipe}"
+        for recipe in ("resnet18", "mobilenetv2")
+    ],
+    "cifar10_deeper": ["benchmarks/front.py cifar10_deeper --output {out}"],
+    "svhn": ["benchmarks/front.py svhn --output {out}"],
     "mnist": [
         f"examples/demo.py --data mnist --seed {seed} --output {{out}}/{seed}"
         for seed in range(3)

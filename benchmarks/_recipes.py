@@ -1,0 +1,143 @@
+"""Networks, where they get exits, and how they are trained, for `front.py`."""
+
+import dataclasses
+from collections.abc import Callable
+
+import keras
+from keras import layers
+
+import keras_earlyexit as ee
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A network with exits, and the plain one, trained alike.
+
+    Args:
+        data: Name of the data set.
+        splits: Of training, calibration and test.
+        network: What builds the plain network.
+        exits: Layers that the early exits hang on.
+        block: What builds their exit blocks.
+        epochs: Passes over the training split, for both.
+    """
+
+    data: str
+    splits: tuple
+    network: Callable
+    exits: tuple
+    block: Callable
+    epochs: int
+    batch: int = 64
+    rate: float = 2e-3
+
+
+def narrowing(size, more):
+    """An exit block that is a small network of its own.
+
+    Convolutions of stride 2 and twice the filters until an image is `size`
+    wide, so that they cost little, then `more` of stride 1.
+    """
+
+    def block(feature):
+        x = feature
+        while x.shape[1] > size:
+            x = _conv(x, 2 * x.shape[-1], 3, 2)
+        for _ in range(more):
+            x = _conv(x, x.shape[-1])
+        return layers.GlobalAveragePooling2D()(x)
+
+    return block
+
+
+def resnet_cifar(depth):
+    return lambda: ee.backbones.resnet_cifar(depth, (32, 32, 3), 10)
+
+
+def narrow_resnet18():
+    """ResNet-18 with half of the filters."""
+    inputs = keras.Input((64, 64, 3))
+    x = _conv(inputs, 32, 7, 2)
+    x = layers.MaxPooling2D(3, 2, padding="same")(x)
+    for block in range(8):
+        filters = 32 << block // 2
+        strides = 1 if block % 2 or not block else 2
+        y = _conv(x, filters, 3, strides)
+        y = _conv(y, filters, relu=False)
+        if strides > 1:
+            x = _conv(x, filters, 1, strides, relu=False)
+        x = layers.Add()([x, y])
+        x = layers.ReLU(name=f"block{block + 1}_out")(x)
+    x = layers.GlobalAveragePooling2D()(x)
+    return keras.Model(inputs, layers.Dense(20, "softmax")(x))
+
+
+def mobilenet():
+    """The smallest MobileNetV2, whose statistics move fast enough."""
+    model = keras.applications.MobileNetV2(
+        (64, 64, 3), alpha=0.35, weights=None, classes=20
+    )
+    for layer in model.layers:
+        if isinstance(layer, layers.BatchNormalization):
+            # 0.999 is for hundreds of thousands of steps.
+            layer.momentum = 0.9
+    return model
+
+
+def _conv(x, filters, size=3, strides=1, relu=True):
+    x = layers.Conv2D(
+        filters,
+        size,
+        strides,
+        padding="same",
+        use_bias=False,
+        kernel_initializer="he_normal",
+    )(x)
+    x = layers.BatchNormalization(momentum=0.9)(x)
+    return layers.ReLU()(x) if relu else x
+
+
+_TINY = ("train[:9000]", "train[9000:]", "validation")
+
+RECIPES = {
+    "cifar10": Recipe(
+        "cifar10",
+        ("train[:30000]", "train[45000:]", "test"),
+        resnet_cifar(20),
+        ("block1_out", "block4_out"),
+        narrowing(8, 1),
+        epochs=4,
+    ),
+    "cifar10_deeper": Recipe(
+        "cifar10",
+        ("train[:30000]", "train[45000:]", "test"),
+        resnet_cifar(44),
+        ("block2_out", "block9_out"),
+        narrowing(8, 1),
+        epochs=4,
+    ),
+    "svhn": Recipe(
+        "svhn_cropped",
+        ("train[:30000]", "train[68000:]", "test"),
+        resnet_cifar(20),
+        ("block1_out", "block4_out"),
+        narrowing(8, 1),
+        epochs=4,
+    ),
+    "resnet18": Recipe(
+        "tiny_imagenet20",
+        _TINY,
+        narrow_resnet18,
+        ("block1_out", "block4_out"),
+        narrowing(4, 0),
+        epochs=6,
+    ),
+    "mobilenetv2": Recipe(
+        "tiny_imagenet20",
+        _TINY,
+        mobilenet,
+        ("block_1_project_BN", "block_5_add"),
+        narrowing(4, 1),
+        epochs=8,
+    ),
+}

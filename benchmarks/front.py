@@ -1,0 +1,255 @@
+"""Accuracy against cost: networks with exits beside plain ones trained alike.
+
+Both see the same images as often, with the same optimizer. All exits of the
+one learn together with its trunk (`zero_time_waste`, regime `joint`): an exit
+sees the answer before its own, and afterwards answers as an ensemble with
+those before it; the few weights of these ensembles are trained last, on
+`--ensemble` of the images. Policy and thresholds for each budget are those
+that are best on the calibration split, the figures those of the test split.
+
+    python benchmarks/front.py cifar10       # ResNet-20
+    python benchmarks/front.py resnet18      # Tiny-ImageNet, 20 classes
+    python benchmarks/front.py mobilenetv2   # the same
+
+A run that was stopped goes on after the last epoch that it has finished.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+import time
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import numpy as np
+from _recipes import RECIPES
+from _shared import write_report
+
+import keras_earlyexit as ee
+from keras_earlyexit import fusing, snapshots
+
+BASE = "sparse_categorical_crossentropy"
+POLICIES = ("max_probability", "margin")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("recipe", nargs="?", choices=RECIPES, default="cifar10")
+    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--train", help="another training split")
+    parser.add_argument("--ensemble", type=int, default=5000)
+    parser.add_argument(
+        "--budgets",
+        nargs="*",
+        type=float,
+        default=(0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8),
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=float("inf"),
+        help="stop after the epoch in which these are over",
+    )
+    parser.add_argument("--output", type=pathlib.Path, default="outputs/front")
+    options = parser.parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)
+    run = Run(options)
+    plain = run.plain()
+    before, model = run.with_exits()
+    figures(options, run, plain, before, model)
+
+
+class Run:
+    """The data of a recipe, and its networks as far as they are trained."""
+
+    def __init__(self, options):
+        self.recipe = RECIPES[options.recipe]
+        if options.epochs is not None:
+            self.recipe = dataclasses.replace(
+                self.recipe, epochs=options.epochs
+            )
+        self._options = options
+        self._end = time.monotonic() + 60 * options.minutes
+        train, *held_out = self.recipe.splits
+        self.train = options.train or train
+        self._images = ee.datasets.load(self.recipe.data, self.train)
+        self.calibration, self.test = (
+            (ee.datasets.normalize(self.recipe.data, x), y)
+            for x, y in (
+                ee.datasets.load(self.recipe.data, split) for split in held_out
+            )
+        )
+
+    def plain(self):
+        """The plain network, trained."""
+        plain = self._network()
+        # What trains is what trains inside a model with exits: each batch
+        # normalisation as one operation.
+        network = fusing.fused_network(plain)
+        network.compile(self._optimizer(), BASE)
+        network.optimizer.build(network.trainable_variables)
+        self._train(network, "plain")
+        return plain
+
+    def with_exits(self):
+        """The one with exits: observed before the ensembles, and trained."""
+        model = ee.add_exits(
+            self._network(),
+            list(self.recipe.exits),
+            block=self.recipe.block,
+            policy="max_probability",
+        )
+        objective = ee.objectives.get("zero_time_waste", ensemble_epochs=0)
+        model.compile(self._optimizer(), objective, regime="joint")
+        self._train(model, "exits")
+        before = ee.calibration.observe(model, *self.test, verbose=0)
+        objective = ee.objectives.get("zero_time_waste", ensemble_epochs=1)
+        model.compile(keras.optimizers.Adam(0.02), objective)
+        model.fit(self._batches(0, self._options.ensemble), epochs=1, verbose=0)
+        return before, model
+
+    def _network(self):
+        keras.utils.set_random_seed(self._options.seed)
+        return self.recipe.network()
+
+    def _optimizer(self):
+        steps = -(-len(self._images[1]) // self.recipe.batch)
+        return keras.optimizers.Adam(
+            keras.optimizers.schedules.CosineDecay(
+                self.recipe.rate, self.recipe.epochs * steps
+            )
+        )
+
+    def _batches(self, epoch, images=None):
+        return ee.datasets.pipeline(
+            tuple(part[:images] for part in self._images),
+            batch_size=self.recipe.batch,
+            recipe=self.recipe.data,
+            training=True,
+            seed=1000 * self._options.seed + epoch,
+        )
+
+    def _train(self, network, name):
+        """Trains from where a run before has stopped."""
+        path = self._options.output / f"{name}.state"
+        settings = {
+            "epochs": self.recipe.epochs,
+            "train": self.train,
+            "seed": self._options.seed,
+        }
+        done = 0
+        if path.exists():
+            arrays, facts = snapshots.read(path)
+            if facts["settings"] != settings:
+                raise SystemExit(
+                    f"Expected {path} to be of a run with {settings}. "
+                    f"Received: one with {facts['settings']}. Give another "
+                    "--output."
+                )
+            snapshots.restore(network, arrays)
+            done = facts["epochs"]
+        for epoch in range(done, self.recipe.epochs):
+            start = time.process_time()
+            network.fit(
+                self._batches(epoch),
+                initial_epoch=epoch,
+                epochs=epoch + 1,
+                verbose=2,
+                shuffle=False,
+            )
+            facts = {"settings": settings, "epochs": epoch + 1}
+            snapshots.write(path, snapshots.state_of(network), facts)
+            seconds = time.process_time() - start
+            print(f"{name}: epoch {epoch + 1}, {seconds:.0f} s of processor")
+            if time.monotonic() > self._end:
+                raise SystemExit("Time is up. Run again to go on.")
+
+
+def figures(options, run, plain, before, model):
+    """Prints, writes and draws what came out, on the test split."""
+    x, y = run.test
+    found = plain.predict(x, batch_size=256, verbose=0).argmax(axis=-1)
+    accuracy = float(np.mean(found == y))
+    held_out = ee.calibration.observe(model, *run.calibration, verbose=0)
+    test = ee.calibration.observe(model, x, y, verbose=0)
+    rows = [
+        at_budget(held_out, test, budget)
+        for budget in options.budgets
+        if budget > model.relative_costs[0]
+    ]
+    print(f"plain {accuracy:.2%}")
+    for name, seen in (("before the ensembles", before), ("exits", test)):
+        print(name, np.round(100 * seen.exit_accuracies(), 2).tolist())
+    print("costs", np.round(test.relative_costs, 3).tolist())
+    for row in rows:
+        row["below_plain"] = 100 * (accuracy - row["accuracy"])
+        print(
+            f"budget {row['budget']:.2f}: {row['accuracy']:.2%} at "
+            f"{row['cost']:.3f}, {row['below_plain']:+.2f} points below plain "
+            f"({row['policy']}, {row['thresholds']})"
+        )
+    write_report(
+        options.output / "figures.json",
+        rows,
+        recipe=options.recipe,
+        train=run.train,
+        epochs=run.recipe.epochs,
+        seed=options.seed,
+        plain_accuracy=accuracy,
+        plain_macs=model.plain_macs,
+        relative_costs=test.relative_costs.tolist(),
+        exit_accuracies=test.exit_accuracies().tolist(),
+        before_ensembles=before.exit_accuracies().tolist(),
+    )
+    ee.plots.accuracy_cost_curve(
+        {"with exits, ensembles": test, "without the ensembles": before},
+        references={"plain network, trained alike": accuracy},
+        path=options.output / "front.png",
+    )
+    (options.output / "curves.json").write_text(
+        json.dumps(
+            {
+                name: [part.tolist() for part in seen.curve()[1:]]
+                for name, seen in (("exits", test), ("before", before))
+            }
+        )
+    )
+
+
+def at_budget(held_out, test, budget):
+    """The best way to keep a budget on the one, and what it does on the other.
+
+    Tried are a threshold for all exits, and one for each so that geometric
+    shares leave.
+    """
+    best = None
+    for policy in POLICIES:
+        seen = held_out.scored_by(policy)
+        shared, costs, _ = seen.curve(400)
+        within = shared[costs <= budget]
+        shares = ee.calibration.exit_shares_for(budget, seen.relative_costs)
+        for thresholds in (
+            float(within[-1]),
+            ee.calibration.thresholds_for_shares(seen, shares),
+        ):
+            accuracy = seen.accuracy(thresholds)
+            if best is None or accuracy > best[0]:
+                best = accuracy, policy, thresholds
+    _, policy, thresholds = best
+    test = test.scored_by(policy)
+    return {
+        "budget": budget,
+        "policy": policy,
+        "thresholds": np.round(thresholds, 4).tolist(),
+        "accuracy": test.accuracy(thresholds),
+        "cost": test.mean_cost(thresholds),
+        "shares": test.exit_shares(thresholds).tolist(),
+    }
+
+
+if __name__ == "__main__":
+    main()
