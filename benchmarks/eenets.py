@@ -34,8 +34,8 @@ from keras_earlyexit import drawing
 CONVENTIONS = ("logged", "macs")
 #: The exits save less by `macs`, so more weight is needed to use them.
 WEIGHTS = {
-    "logged": (0.5, 0.7, 0.9, 1.1, 1.3, 1.5),
-    "macs": (0.5, 1.0, 2.0, 3.0, 4.0),
+    "logged": (0.5, 0.9, 1.1, 1.3, 1.5),
+    "macs": (0.5, 1.0, 2.0, 4.0),
 }
 LOGGED_COSTS = (0.08, 0.26, 1.0)
 FILTERS, BATCH = 4, 32

@@ -109,7 +109,8 @@ class Run:
         before = ee.calibration.observe(model, *self.test, verbose=0)
         objective = ee.objectives.get("zero_time_waste", ensemble_epochs=1)
         model.compile(keras.optimizers.Adam(0.02), objective)
-        model.fit(self._batches(0, self._options.ensemble), epochs=1, verbose=0)
+        some = self._batches(0, self._options.ensemble)
+        model.fit(some, epochs=1, verbose=0, shuffle=False)
         return before, model
 
     def _network(self):

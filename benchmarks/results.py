@@ -22,7 +22,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 #: Commands by experiment; {out} is its folder.
 EXPERIMENTS = {
     "eenet8": [
-        "benchmarks/eenets.py --train train[:10000] --epochs 4 "
+        "benchmarks/eenets.py --train train[:10000] --epochs 3 "
         "--output {out}/figures.json --picture {out}/eenet8.png"
     ],
     "cifar10_front": ["benchmarks/front.py cifar10 --output {out}"],
