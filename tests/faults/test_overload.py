@@ -20,7 +20,8 @@ from cloud_serving import (
 
 from keras_earlyexit.bundle.answering import Bundle
 
-BATCH, BATCH_S = 4, 0.08
+# Slow enough for what saying no takes in the same process.
+BATCH, BATCH_S = 4, 0.12
 CAPACITY = BATCH / BATCH_S
 DEADLINE_S = 1.0
 
@@ -89,7 +90,7 @@ def test_ten_times_its_capacity(slow, seconds=30):
     assert np.quantile(answered, 0.99) <= DEADLINE_S
     assert set(found) == {grpc.StatusCode.RESOURCE_EXHAUSTED}
     refused = found[grpc.StatusCode.RESOURCE_EXHAUSTED]
-    # At once, not after a wait: the machine is busy with 500 calls a second.
+    # At once, not after a wait: hundreds of calls a second keep this busy.
     assert np.median(refused) < 0.05
     assert memory().rss - before < 64e6
     # And then everything is as before.
