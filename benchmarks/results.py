@@ -51,7 +51,8 @@ EXPERIMENTS = {
     "objectives": ["examples/compare.py --data mnist --output {out}"],
     "tuning": [
         "benchmarks/tuning.py --only accuracy --epochs 6 "
-        "--train train[:20000] --directory {out} --output {out}/rows.json"
+        "--train train[:20000] --blocks pool conv --directory {out} "
+        "--output {out}/rows.json"
     ],
     "hierarchical": [
         "benchmarks/hierarchical.py accuracy --way undivided --folder {out}",

@@ -7,9 +7,11 @@ accuracy on the search images is at most `--loss` below the plain network's.
 What it is compared with: `pareto`, `fine`, `linear` and `golden` with 2, 3
 and 4 of the same exits and one shared threshold, each at the test accuracy
 that the chosen one has (their threshold is looked up on the test split, which
-is in their favour).
+is in their favour). With several `--blocks` the search chooses one at each
+place, and fixed exits have all the same: the best for each rule, or the first.
 
     python benchmarks/tuning.py --directory /tmp/tuning
+    python benchmarks/tuning.py --directory /tmp/tuning --blocks pool conv
     python benchmarks/tuning.py --only speed
 
 An interrupted run goes on with the same `--directory`.
@@ -43,7 +45,12 @@ def main():
     parser.add_argument("--exit-samples", type=int, default=15000)
     parser.add_argument("--exit-epochs", type=int, default=3)
     parser.add_argument(
-        "--trained", type=pathlib.Path, help="a kept model with candidates"
+        "--trained",
+        type=pathlib.Path,
+        help="a kept model with candidates, of all --blocks",
+    )
+    parser.add_argument(
+        "--blocks", nargs="+", default=["pool"], help="the default one first"
     )
     parser.add_argument("--loss", type=float, default=0.01)
     parser.add_argument("--seeds", type=int, default=3)
@@ -177,6 +184,7 @@ def accuracy(options):
                 plain,
                 x[own],
                 y[own],
+                block=options.blocks,
                 epochs=options.exit_epochs,
                 batch_size=BATCH,
                 optimizer=keras.optimizers.Adam(5e-3),
@@ -185,16 +193,18 @@ def accuracy(options):
             )
         rows += compared(options, trained, searched, data[options.test], seed)
     for thresholds in ("shared", "own"):
-        for count in (None, *COUNTS):
+        for blocks, count in against(options):
+            kinds = " ".join(options.blocks[:blocks])
             found = [
                 row["saved"]
                 for row in rows
-                if row["thresholds"] == thresholds and row["fixed"] == count
+                if (row["thresholds"], row["fixed"], row["fixed_of"])
+                == (thresholds, count, kinds)
             ]
-            against = f"{count} exits" if count else "2, 3 or 4 exits"
+            exits = f"{count} exits" if count else "2, 3 or 4 exits"
             print(
                 f"{thresholds}: {np.mean(found):.1%} less than the best fixed "
-                f"placement of {against} (seeds: "
+                f"placement of {exits}, {kinds.replace(' ', ' or ')} (seeds: "
                 f"{', '.join(f'{one:.1%}' for one in found)})"
             )
     return rows
@@ -268,37 +278,50 @@ def compared(options, trained, searched, test, seed):
         shared.problem, scores=seen.scores, values=seen.sample_metrics
     )
     print("exits alone, test:", seen.exit_accuracies().round(4).tolist())
-    places = fixed_places(trained)
+    places = fixed_places(trained, len(options.blocks))
     rows = []
     for thresholds, point in found.items():
         there = problem.evaluate(one, point.candidates, point.thresholds)
         fixed = {
-            count: min(
-                (cost_at(one, places[rule, count], there.value), rule)
-                for rule in RULES
-            )
-            for count in COUNTS
+            key: (cost_at(one, chosen, there.value), key)
+            for key, chosen in places.items()
         }
-        for count in (None, *COUNTS):
-            cost, rule = min(fixed.values()) if count is None else fixed[count]
+        for blocks, count in against(options):
+            cost, (rule, _, block) = min(
+                value
+                for (_, number, block), value in fixed.items()
+                if count in (None, number) and block < blocks
+            )
             row = {
                 "seed": seed,
                 "thresholds": thresholds,
                 "exits": len(point.exits),
                 "places": " ".join(point.exits),
+                "blocks": " ".join(
+                    options.blocks[i % len(options.blocks)]
+                    for i in point.candidates
+                ),
                 "search_seconds": own.seconds,
                 "gap": own.gap,
                 "test_accuracy": there.value,
                 "plain_accuracy": float(seen.exit_accuracies()[-1]),
                 "test_cost": there.cost,
                 "fixed": count,
+                "fixed_of": " ".join(options.blocks[:blocks]),
                 "fixed_rule": rule,
+                "fixed_block": options.blocks[block],
                 "fixed_cost": cost,
                 "saved": 1 - there.cost / cost,
             }
             rows.append(row)
             shown(row)
     return rows
+
+
+def against(options):
+    """What is compared with: pairs of a number of blocks, and of exits."""
+    numbers = sorted({1, len(options.blocks)})
+    return [(blocks, count) for blocks in numbers for count in (None, *COUNTS)]
 
 
 def search(options, trained, searched, **more):
@@ -328,20 +351,22 @@ def cost_at(one, chosen, accuracy):
     return float(np.interp(accuracy, values[two], costs[two]))
 
 
-def fixed_places(trained):
-    """Numbers of the candidates that each rule takes for each count."""
+def fixed_places(trained, blocks):
+    """Numbers of the candidates that each rule takes, with each block."""
     import keras_earlyexit as ee
 
     graph = ee.surgery.trace(ee.strip_exits(trained))
+    # Candidates stand by their places, and at each by their blocks.
     return {
-        (rule, count): np.array(
+        (rule, count, block): np.array(
             [
-                trained.exit_layers.index(place.name)
+                trained.exit_layers.index(place.name) + block
                 for place in ee.placement.place(graph, count, rule)
             ]
         )
         for rule in RULES
         for count in COUNTS
+        for block in range(blocks)
     }
 
 

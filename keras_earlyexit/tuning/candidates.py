@@ -3,6 +3,7 @@
 import numpy as np
 
 from keras_earlyexit import building, placement
+from keras_earlyexit.blocks import ExitBlock
 from keras_earlyexit.model import EarlyExitModel
 
 #: Beyond this share of the MACs an exit saves less than it is likely to cost.
@@ -39,6 +40,16 @@ def attach(model, candidates=12, block="pool", policy="max_probability"):
         raise refusals[0]
     net = building.hang(graph, head, hanging, model.name)
     return EarlyExitModel(net, head, policy=policy, name=model.name)
+
+
+def kinds_of(model):
+    """The kind of each candidate's block, `"custom"` for a callable's."""
+    found = []
+    for calls in model.exit_graph.blocks:
+        layers = [call.operation for call in calls]
+        is_ours = len(layers) == 1 and isinstance(layers[0], ExitBlock)
+        found.append(layers[0].kind if is_ours else "custom")
+    return tuple(found)
 
 
 def _refusal(graph, head, place, block):

@@ -1,5 +1,7 @@
 """The picture of a search: what it costs to be how accurate."""
 
+import itertools
+
 import numpy as np
 
 from keras_earlyexit.drawing import (
@@ -10,6 +12,7 @@ from keras_earlyexit.drawing import (
     finish,
     make_figure,
 )
+from keras_earlyexit.tuning.candidates import kinds_of
 
 
 def draw(found, test=None, path=None):
@@ -62,7 +65,10 @@ def draw(found, test=None, path=None):
         )
     axes.set_ylabel("Accuracy (%)")
     axes.margins(0.06)
-    _draw_exits(below, found, costs)
+    colors = _draw_exits(below, found, costs)
+    for kind, color in colors.items() if len(colors) > 1 else ():
+        label = f"exit with a {kind} block"
+        axes.plot([], [], "s", color=color, ms=4, label=label)
     below.set_xlim(axes.get_xlim())
     unit = "% of the plain model" if percent else found.unit
     below.set_xlabel(f"Mean cost ({unit})")
@@ -71,11 +77,25 @@ def draw(found, test=None, path=None):
 
 
 def _draw_exits(axes, found, costs):
-    """Which candidates each point of the front has, the deepest on top."""
+    """Which candidates each point of the front has, the deepest on top.
+
+    Returns the colour of each kind of block.
+    """
     layers = list(dict.fromkeys(found.model.exit_layers))
-    for cost, point in zip(costs, found.front, strict=True):
-        rows = [layers.index(name) for name in point.exits]
-        axes.plot([cost] * len(rows), rows, "s", color=SERIES[0], ms=2.5)
+    kinds = kinds_of(found.model)
+    # The colour of the front first, and not that of the test samples.
+    palette = itertools.cycle((SERIES[0], *SERIES[2:]))
+    colors = dict(zip(dict.fromkeys(kinds), palette, strict=False))
+    for kind, color in colors.items():
+        marks = [
+            (cost, layers.index(name))
+            for cost, point in zip(costs, found.front, strict=True)
+            for i, name in zip(point.candidates, point.exits, strict=True)
+            if kinds[i] == kind
+        ]
+        columns = np.reshape(marks, (-1, 2)).T
+        axes.plot(*columns, "s", color=color, ms=2.5)
     axes.set_yticks(range(len(layers)), layers, fontsize=7)
     axes.set_ylim(-0.6, len(layers) - 0.4)
     axes.set_ylabel("Exits", color=MUTED)
+    return colors

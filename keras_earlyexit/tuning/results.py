@@ -29,6 +29,8 @@ class Point:
         cut: With an `ee.tuning.Split`: the layer that the network is cut
             behind, `"edge"` or `"cloud"` for none; else `""`.
         costing: Number of the way to run the network that `cut` names.
+        blocks: Kind of each exit's block, `"custom"` for those of a callable;
+            empty where there was but one kind to choose from.
     """
 
     exits: tuple
@@ -38,11 +40,15 @@ class Point:
     accuracy: float
     cut: str = ""
     costing: int = 0
+    blocks: tuple = ()
 
     def __str__(self):
+        kinds = [f" ({kind})" for kind in self.blocks] or [""] * len(self.exits)
         exits = ", ".join(
-            f"{name} > {threshold:.4g}"
-            for name, threshold in zip(self.exits, self.thresholds, strict=True)
+            f"{name}{kind} > {threshold:.4g}"
+            for name, kind, threshold in zip(
+                self.exits, kinds, self.thresholds, strict=True
+            )
         )
         cut = f", cut: {self.cut}" if self.cut else ""
         return (

@@ -6,6 +6,7 @@ import numpy as np
 
 from keras_earlyexit.calibration import Fingerprints, Observations, observe
 from keras_earlyexit.cost.measured import amount, count, positive
+from keras_earlyexit.tuning import candidates as candidates_module
 from keras_earlyexit.tuning import costs as costs_module
 from keras_earlyexit.tuning import free, shared
 from keras_earlyexit.tuning.front import pareto_front
@@ -126,6 +127,7 @@ def search_exits(
     start = time.monotonic()
     found = _search(problem, limits, float(time_limit), verbose)
     seconds = time.monotonic() - start
+    kinds = candidates_module.kinds_of(model)
 
     def point(configuration):
         chosen = configuration.candidates
@@ -137,6 +139,7 @@ def search_exits(
             accuracy=configuration.value,
             cut=costs.costings[configuration.costing].label,
             costing=configuration.costing,
+            blocks=tuple(kinds[i] for i in chosen if len(set(kinds)) > 1),
         )
 
     result = ExitSearch(

@@ -80,6 +80,35 @@ def test_points_are_what_their_models_do(found):
         assert right.mean() == pytest.approx(point.accuracy)
 
 
+def test_each_place_has_its_best_block_or_none(plain, tmp_path):
+    keras.utils.set_random_seed(0)
+    found = ee.tuning.search_exits(
+        plain,
+        *half(0),
+        train=data("train"),
+        block=["pool", "token", lambda feature: layers.Flatten()(feature)],
+        epochs=1,
+        max_cost=0.9,
+        verbose=0,
+    )
+    # A token block fits none of these places.
+    places = found.model.exit_layers
+    assert places[::2] == places[1::2] == ("conv0", "conv1")
+    chosen = set()
+    for point in found.front:
+        assert len(set(point.exits)) == len(point.exits)
+        own = [("pool", "custom")[i % 2] for i in point.candidates]
+        assert list(point.blocks) == own
+        chosen |= set(own)
+    result = found.build().predict_exits(half(0)[0])
+    assert result.mean_cost == pytest.approx(found.best.cost)
+    assert chosen == {"pool", "custom"}
+    assert f"{found.best.exits[0]} ({found.best.blocks[0]}) >" in str(found)
+    figure = found.plot(tmp_path / "front.png")
+    words = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert "exit with a custom block" in words
+
+
 def test_backbone_is_left_alone(plain, trained):
     x, _ = half(0)
     np.testing.assert_allclose(
