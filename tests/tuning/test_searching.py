@@ -88,6 +88,7 @@ def test_each_place_has_its_best_block_or_none(plain, tmp_path):
         train=data("train"),
         block=["pool", "token", lambda feature: layers.Flatten()(feature)],
         epochs=1,
+        thresholds="own",
         max_cost=0.9,
         verbose=0,
     )
