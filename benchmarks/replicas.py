@@ -148,7 +148,7 @@ def front(settings, target):
     try:
         yield endpoint.address
     finally:
-        run(endpoint.stop(1.0, found))
+        run(endpoint.stop(1.0, found.in_flight))
         run(found.close())
         loop.call_soon_threadsafe(loop.stop)
         thread.join()

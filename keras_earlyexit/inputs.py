@@ -60,7 +60,7 @@ def _wrong_structure(x, names):
 
 
 def _fit(array, tensor):
-    if keras.ops.is_tensor(array):
+    if _is_tensor(array):
         shape = tuple(array.shape)
         if len(shape) == len(tensor.shape) and all(
             want in (None, have)
@@ -210,7 +210,12 @@ def is_arrays(x):
     """Whether `x` holds its samples itself: arrays, or a structure of them."""
     if isinstance(x, (dict, list, tuple)):
         return True
-    return keras.ops.is_tensor(x) or hasattr(x, "__array__")
+    return _is_tensor(x) or hasattr(x, "__array__")
+
+
+def _is_tensor(x):
+    # Asked of an array, TensorFlow goes through the attributes of a protocol.
+    return not isinstance(x, np.ndarray) and keras.ops.is_tensor(x)
 
 
 def _features(batches, reference):

@@ -136,6 +136,10 @@ class Proxy:
     async def _down(self):
         server, self._server = self._server, None
         if server is not None:
+            # A closed server lets no accepted connection become a transport,
+            # and leaves its socket open: those that are on their way go first.
+            self._loop.remove_reader(server.sockets[0])
+            await asyncio.sleep(0)
             server.close()
         # A connection that was accepted a moment ago is in tasks that have not
         # begun: cancelled then, they would leave its socket open.
