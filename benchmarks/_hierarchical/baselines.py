@@ -127,6 +127,8 @@ class Edge:
         self._call_part = tf.function(
             lambda x: self._part(x, training=True), reduce_retracing=True
         )
+        weights = self._part.trainable_variables
+        self._apply = tf.function(lambda g: self._optimizer.apply(g, weights))
         shape = (None, *self._part.output.shape[1:])
         self._gradient = Feature("gradient", shape, "float32")
         # A batch of images takes seconds on a slow link; pings come behind it.
@@ -144,7 +146,7 @@ class Edge:
         tape, feature = kept
         weights = self._part.trainable_variables
         gradients = tape.gradient(feature, weights, tf.constant(gradient))
-        self._optimizer.apply(gradients, weights)
+        self._apply(gradients)
 
     def train_whole(self, batches):
         """Sends raw images; waits until all are learned.
