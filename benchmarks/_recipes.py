@@ -99,30 +99,26 @@ def _conv(x, filters, size=3, strides=1, relu=True):
 
 _TINY = ("train[:9000]", "train[9000:]", "validation")
 
+_CIFAR10 = Recipe(
+    "cifar10",
+    ("train[:30000]", "train[45000:]", "test"),
+    resnet_cifar(20),
+    ("block1_out", "block4_out"),
+    narrowing(8, 1),
+    epochs=4,
+)
+
 RECIPES = {
-    "cifar10": Recipe(
-        "cifar10",
-        ("train[:30000]", "train[45000:]", "test"),
-        resnet_cifar(20),
-        ("block1_out", "block4_out"),
-        narrowing(8, 1),
-        epochs=4,
+    "cifar10": _CIFAR10,
+    "cifar10_deeper": dataclasses.replace(
+        _CIFAR10,
+        network=resnet_cifar(44),
+        exits=("block2_out", "block9_out"),
     ),
-    "cifar10_deeper": Recipe(
-        "cifar10",
-        ("train[:30000]", "train[45000:]", "test"),
-        resnet_cifar(44),
-        ("block2_out", "block9_out"),
-        narrowing(8, 1),
-        epochs=4,
-    ),
-    "svhn": Recipe(
-        "svhn_cropped",
-        ("train[:30000]", "train[68000:]", "test"),
-        resnet_cifar(20),
-        ("block1_out", "block4_out"),
-        narrowing(8, 1),
-        epochs=4,
+    "svhn": dataclasses.replace(
+        _CIFAR10,
+        data="svhn_cropped",
+        splits=("train[:30000]", "train[68000:]", "test"),
     ),
     "resnet18": Recipe(
         "tiny_imagenet20",

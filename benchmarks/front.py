@@ -207,7 +207,7 @@ def figures(options, run, plain, before, model):
         before_ensembles=before.exit_accuracies().tolist(),
     )
     ee.plots.accuracy_cost_curve(
-        {"with exits, ensembles": test, "without the ensembles": before},
+        {"with exits": test},
         references={"plain network, trained alike": accuracy},
         path=options.output / "front.png",
     )
