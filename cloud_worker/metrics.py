@@ -35,6 +35,13 @@ class Metrics:
             "Batches that were to be answered, alone or in a stream.",
             ("code",),
         )
+        self.request_seconds = make(
+            Histogram,
+            "request_seconds",
+            "Time from having a request to having its answer or refusal.",
+            ("code",),
+            buckets=_SECONDS,
+        )
         self.rows = make(Counter, "rows", "Samples that were answered.")
         self.exits = make(
             Counter,

@@ -41,6 +41,7 @@ class SplitServicer(split_pb2_grpc.SplitServicer):
         trainer=None,
     ):
         self._registry, self._answering = registry, answering
+        self._metrics = metrics
         self.in_flight = InFlight(metrics)
         self._max_deadline_s = max_deadline_s
         self._raw_input = raw_input
@@ -132,6 +133,9 @@ class SplitServicer(split_pb2_grpc.SplitServicer):
             error = failure
             raise
         finally:
+            self._metrics.request_seconds.labels(code_of(error)).observe(
+                time.monotonic() - started
+            )
             if logger.isEnabledFor(logging.INFO):
                 _log_request(request, started, answer, error)
 

@@ -206,5 +206,5 @@ def test_the_commands_work_and_every_figure_on_the_dashboard_exists(started):
         assert names
         for name in names:
             assert name in samples, query
-            for label in re.findall(r"by \((\w+)\)", query):
-                assert label in samples[name], query
+            for labels in re.findall(r"by \(([\w, ]+)\)", query):
+                assert samples[name].issuperset(labels.split(", ")), query

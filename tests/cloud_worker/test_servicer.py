@@ -292,5 +292,6 @@ def test_what_was_done_is_counted(worker, peer, edge, x):
     assert value(metrics, "bytes_total", direction="down") > 0
     assert value(metrics, "batch_rows_sum") == len(exit_index)
     assert value(metrics, "queue_seconds_count") == 1
+    assert value(metrics, "request_seconds_count", code="OK") == 1
     assert value(metrics, "in_flight_requests") == 0
     assert value(metrics, "generations") == 1
