@@ -44,6 +44,7 @@ EXPERIMENTS = {
     "risk_control": [
         "examples/risk_control.py --data cifar10 --draws 100 --output {out}"
     ],
+    "summarisation": ["benchmarks/summarisation.py --output {out}"],
     "jei": [
         "examples/compare.py --data mnist --objectives branchynet "
         "--jei-costs 0.1 --output {out}"
