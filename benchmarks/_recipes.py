@@ -20,6 +20,8 @@ class Recipe:
         exits: Layers that the early exits hang on.
         block: What builds their exit blocks.
         epochs: Passes over the training split, for both.
+        before: Passes of the plain network that both go on from.
+        optimizer: From the number of steps and of those to warm up in.
     """
 
     data: str
@@ -28,8 +30,30 @@ class Recipe:
     exits: tuple
     block: Callable
     epochs: int
+    before: int = 0
     batch: int = 64
-    rate: float = 2e-3
+    optimizer: Callable = lambda steps, warm: adam(steps)
+
+
+def adam(steps):
+    """Adam, whose rate falls to 0."""
+    return keras.optimizers.Adam(
+        keras.optimizers.schedules.CosineDecay(2e-3, steps)
+    )
+
+
+def sgd(steps, warm):
+    """Nesterov's, whose rate rises to 0.1 and falls to 0."""
+    optimizer = keras.optimizers.SGD(
+        keras.optimizers.schedules.CosineDecay(
+            0.0, steps - warm, warmup_target=0.1, warmup_steps=warm
+        ),
+        momentum=0.9,
+        nesterov=True,
+        weight_decay=5e-3,
+    )
+    optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
+    return optimizer
 
 
 def narrowing(size, more):
@@ -101,19 +125,35 @@ _TINY = ("train[:9000]", "train[9000:]", "validation")
 
 _CIFAR10 = Recipe(
     "cifar10",
-    ("train[:30000]", "train[45000:]", "test"),
+    ("train[:45000]", "train[45000:]", "test"),
     resnet_cifar(20),
     ("block1_out", "block4_out"),
     narrowing(8, 1),
     epochs=4,
+    before=8,
+    batch=128,
+    optimizer=sgd,
 )
 
 RECIPES = {
+    "mnist": Recipe(
+        "mnist",
+        ("train[:20000]", "train[55000:]", "test"),
+        lambda: ee.backbones.resnet_cifar(20, (28, 28, 1), 10),
+        # The first has four convolutions of its own.
+        ("stem_relu", "block3_out"),
+        narrowing(7, 1),
+        epochs=3,
+    ),
     "cifar10": _CIFAR10,
     "cifar10_deeper": dataclasses.replace(
         _CIFAR10,
+        splits=("train[:15000]", "train[45000:]", "test"),
         network=resnet_cifar(44),
         exits=("block2_out", "block9_out"),
+        epochs=3,
+        before=5,
+        batch=64,
     ),
     "svhn": dataclasses.replace(
         _CIFAR10,

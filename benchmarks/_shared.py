@@ -52,3 +52,17 @@ def write_report(path, rows, packages=("keras", "tensorflow"), **facts):
         "rows": rows,
     }
     path.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def kept_rows(path, settings):
+    """Rows of a report of before, if it was written with the same settings."""
+    if path is None or not path.exists():
+        return []
+    report = json.loads(path.read_text(encoding="utf-8"))
+    found = {name: report.get(name) for name in settings}
+    if found != settings:
+        raise SystemExit(
+            f"Expected {path} to be of a run with {settings}. Received: one "
+            f"with {found}. Give another --output."
+        )
+    return report["rows"]

@@ -26,7 +26,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
-from _shared import write_report
+from _shared import kept_rows, write_report
 
 import keras_earlyexit as ee
 from keras_earlyexit import drawing
@@ -66,7 +66,7 @@ def main():
         )
     )
     settings = {"epochs": options.epochs, "train": options.train}
-    rows = kept(options.output, settings)
+    rows = kept_rows(options.output, settings)
     done = {tuple(row[name] for name in KEY) for row in rows}
     # Seed by seed, so that an early end leaves a whole sweep.
     for point in points(options.seeds):
@@ -103,20 +103,6 @@ def points(seeds):
             ),
         )
     ]
-
-
-def kept(path, settings):
-    """Rows of a run before, if it had the same settings."""
-    if path is None or not path.exists():
-        return []
-    report = json.loads(path.read_text(encoding="utf-8"))
-    found = {name: report[name] for name in settings}
-    if found != settings:
-        raise SystemExit(
-            f"Expected {path} to be of a run with {settings}. Received: one "
-            f"with {found}. Give another --output."
-        )
-    return report["rows"]
 
 
 def trained(convention, weight, epochs, train, test):

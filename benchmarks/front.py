@@ -7,7 +7,8 @@ those before it; the few weights of these ensembles are trained last, on
 `--ensemble` of the images. Policy and thresholds for each budget are those
 that are best on the calibration split, the figures those of the test split.
 
-    python benchmarks/front.py cifar10       # ResNet-20
+    python benchmarks/front.py mnist         # ResNet-20
+    python benchmarks/front.py cifar10       # the same
     python benchmarks/front.py resnet18      # Tiny-ImageNet, 20 classes
     python benchmarks/front.py mobilenetv2   # the same
 
@@ -45,7 +46,7 @@ def main():
         "--budgets",
         nargs="*",
         type=float,
-        default=(0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8),
+        default=(0.15, 0.2, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8),
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
@@ -54,13 +55,21 @@ def main():
         default=float("inf"),
         help="stop after the epoch in which these are over",
     )
+    parser.add_argument(
+        "--part",
+        choices=("plain", "exits"),
+        help="only train this one, so that both can learn at the same time",
+    )
     parser.add_argument("--output", type=pathlib.Path, default="outputs/front")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     run = Run(options)
-    plain = run.plain()
-    before, model = run.with_exits()
-    figures(options, run, plain, before, model)
+    if options.part != "exits":
+        plain = run.plain()
+    if options.part != "plain":
+        before, model = run.with_exits()
+    if options.part is None:
+        figures(options, run, plain, before, model)
 
 
 class Run:
@@ -86,59 +95,70 @@ class Run:
 
     def plain(self):
         """The plain network, trained."""
-        plain = self._network()
+        plain = self._begun()
+        self._fit_plain(plain, "plain", self.recipe.before)
+        return plain
+
+    def _fit_plain(self, plain, name, first=0):
         # What trains is what trains inside a model with exits: each batch
         # normalisation as one operation.
         network = fusing.fused_network(plain)
-        network.compile(self._optimizer(), BASE)
+        network.compile(self._optimizer(name), BASE, metrics=["accuracy"])
         network.optimizer.build(network.trainable_variables)
-        self._train(network, "plain")
-        return plain
+        self._train(network, name, first)
 
     def with_exits(self):
         """The one with exits: observed before the ensembles, and trained."""
         model = ee.add_exits(
-            self._network(),
+            self._begun(),
             list(self.recipe.exits),
             block=self.recipe.block,
             policy="max_probability",
         )
         objective = ee.objectives.get("zero_time_waste", ensemble_epochs=0)
-        model.compile(self._optimizer(), objective, regime="joint")
-        self._train(model, "exits")
+        model.compile(self._optimizer("exits"), objective, regime="joint")
+        self._train(model, "exits", self.recipe.before)
         before = ee.calibration.observe(model, *self.test, verbose=0)
         objective = ee.objectives.get("zero_time_waste", ensemble_epochs=1)
         model.compile(keras.optimizers.Adam(0.02), objective)
-        some = self._batches(0, self._options.ensemble)
+        some = self._batches(self._options.seed, self._options.ensemble)
         model.fit(some, epochs=1, verbose=0, shuffle=False)
         return before, model
 
-    def _network(self):
+    def _begun(self):
+        """The network that both go on from."""
         keras.utils.set_random_seed(self._options.seed)
-        return self.recipe.network()
+        network = self.recipe.network()
+        if self.recipe.before:
+            self._fit_plain(network, "before")
+        return network
 
-    def _optimizer(self):
+    def _epochs(self, name):
+        return self.recipe.before if name == "before" else self.recipe.epochs
+
+    def _optimizer(self, name):
         steps = -(-len(self._images[1]) // self.recipe.batch)
-        return keras.optimizers.Adam(
-            keras.optimizers.schedules.CosineDecay(
-                self.recipe.rate, self.recipe.epochs * steps
-            )
-        )
+        return self.recipe.optimizer(self._epochs(name) * steps, steps)
 
-    def _batches(self, epoch, images=None):
+    def _batches(self, seed, images=None):
         return ee.datasets.pipeline(
             tuple(part[:images] for part in self._images),
             batch_size=self.recipe.batch,
             recipe=self.recipe.data,
             training=True,
-            seed=1000 * self._options.seed + epoch,
+            seed=seed,
         )
 
-    def _train(self, network, name):
-        """Trains from where a run before has stopped."""
+    def _train(self, network, name, first):
+        """Trains from where a run before has stopped.
+
+        `first` is the number of epochs before, so that each sees the images
+        in an order of its own, the same for both networks.
+        """
         path = self._options.output / f"{name}.state"
+        epochs = self._epochs(name)
         settings = {
-            "epochs": self.recipe.epochs,
+            "epochs": epochs,
             "train": self.train,
             "seed": self._options.seed,
         }
@@ -153,10 +173,10 @@ class Run:
                 )
             snapshots.restore(network, arrays)
             done = facts["epochs"]
-        for epoch in range(done, self.recipe.epochs):
+        for epoch in range(done, epochs):
             start = time.process_time()
             network.fit(
-                self._batches(epoch),
+                self._batches(1000 * self._options.seed + first + epoch),
                 initial_epoch=epoch,
                 epochs=epoch + 1,
                 verbose=2,

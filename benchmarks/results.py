@@ -25,6 +25,11 @@ EXPERIMENTS = {
         "benchmarks/eenets.py --train train[:10000] --epochs 3 "
         "--output {out}/figures.json --picture {out}/eenet8.png"
     ],
+    "cost_losses": ["benchmarks/cost_losses.py --output {out}/rows.json"],
+    "mnist_front": [
+        f"benchmarks/front.py mnist --seed {seed} --output {{out}}/{seed}"
+        for seed in range(3)
+    ],
     "cifar10_front": ["benchmarks/front.py cifar10 --output {out}"],
     "tiny_imagenet": [
         f"benchmarks/front.py {recipe} --output {{out}}/{recipe}"
