@@ -19,6 +19,7 @@ import argparse
 import pathlib
 
 RATES = (1, 5, 10, 50, 100)
+NETWORKS = ("resnet20", "resnet18", "vgg16")
 
 
 def main():
@@ -86,6 +87,18 @@ def _add_predict(commands):
         help="times as fast as the edge",
     )
     parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument(
+        "--cuts",
+        nargs="*",
+        default=[None],
+        help="layers to cut behind, of all of these networks",
+    )
+    parser.add_argument(
+        "--compressed",
+        type=float,
+        default=1.0,
+        help="what a lossless codec makes of a byte of a feature",
+    )
     parser.add_argument("--round-trip-ms", type=float, default=20.0)
     parser.add_argument("--output", type=pathlib.Path)
 
@@ -119,11 +132,11 @@ def _add_process(commands, name):
         parser.add_argument("--targets", nargs=2)
 
     def run(options):
-        from _hierarchical import processes
+        from _hierarchical import processes, setting
 
         getattr(processes, name)(
             options.folder,
-            (options.trained, options.leave),
+            setting.Start.of(options),
             options.paced,
             *(options.targets if name == "edge" else ()),
         )
@@ -132,6 +145,8 @@ def _add_process(commands, name):
 
 
 def _add_network(parser):
+    parser.add_argument("--network", choices=NETWORKS, default=NETWORKS[0])
+    parser.add_argument("--layer", help="what the exit is behind, and the cut")
     parser.add_argument("--trained", help="what `accuracy` has written")
     parser.add_argument(
         "--leave", type=float, help="share of the images that leave early"

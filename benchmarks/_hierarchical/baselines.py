@@ -215,7 +215,7 @@ def _request(sequence, message, labels):
 def _parts(model):
     """The network without exits, before the cut and behind it."""
     final = model.net.output["final"]
-    feature = model.net.get_layer(setting.CUT_LAYER).output
+    feature = model.net.get_layer(model.exit_layers[0]).output
     return (
         keras.Model(model.net.input, feature),
         keras.Model(feature, final),

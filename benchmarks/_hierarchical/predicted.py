@@ -9,15 +9,16 @@ class Predictions:
     """Predicts runs of the benchmark.
 
     Args:
+        model: The network.
         profiles: Those of edge and cloud, as JSON.
         round_trip_s: Of the link.
     """
 
-    def __init__(self, profiles, round_trip_s):
-        self._model = setting.network()
+    def __init__(self, model, profiles, round_trip_s):
+        self._model = model
         self._profiles = [ee.cost.DeviceProfile.from_json(p) for p in profiles]
         self._round_trip_s = round_trip_s
-        feature = self._model.net.get_layer(setting.CUT_LAYER).output
+        feature = model.net.get_layer(model.exit_layers[0]).output
         self._elements = feature.shape[1] * feature.shape[2] * feature.shape[3]
 
     def __call__(self, row):

@@ -7,6 +7,7 @@ as fast divides them. Half of the samples leave: 0.625 of them go up with
 """
 
 import dataclasses
+import itertools
 import json
 import time
 
@@ -26,37 +27,30 @@ _WAYS = {
 def run(options):
     """Predicts all ways for each rate and cloud; prints and notes them."""
     rows = []
-    for name in options.networks:
-        model, profile = _profiled(name, options.batch)
-        for times in options.cloud_speeds:
+    for name, cut in itertools.product(options.networks, options.cuts):
+        model, profile = _profiled(name, cut, options.batch)
+        for times, rate in itertools.product(
+            options.cloud_speeds, options.rates
+        ):
             cloud = _faster(profile, times)
-            for rate in options.rates:
-                link = rate, options.round_trip_ms / 1e3
-                for row in _rows(model, profile, cloud, link, options.batch):
-                    row = {"network": name, "cloud": times, **row}
-                    rows.append(row)
-                    print(json.dumps(row), flush=True)
+            link = rate, options.round_trip_ms / 1e3
+            for row in _rows(model, profile, cloud, link, options):
+                rows.append({"network": name, "cloud": times, **row})
+                print(json.dumps(rows[-1]), flush=True)
     write_report(
         options.output,
         rows,
         batch=options.batch,
         round_trip_ms=options.round_trip_ms,
+        compressed=options.compressed,
     )
 
 
-def _profiled(name, batch):
-    import keras
-
+def _profiled(name, cut, batch):
     import keras_earlyexit as ee
+    from _hierarchical import setting
 
-    keras.utils.set_random_seed(0)
-    if name == "resnet18":
-        plain = ee.backbones.resnet(18, (32, 32, 3), 10)
-        layer = "block4_out"
-    else:
-        plain = _vgg16()
-        layer = "pool4"
-    model = ee.add_exits(plain, [layer], policy="max_probability")
+    model = setting.network(name, cut)
     profile = ee.cost.profile(
         model,
         (batch // 2, batch),
@@ -65,23 +59,6 @@ def _profiled(name, batch):
         clock=time.process_time,
     )
     return model, profile
-
-
-def _vgg16():
-    """VGG-16 as it is used for small images: one dense layer at its end."""
-    import keras
-
-    image = x = keras.Input((32, 32, 3))
-    widths = (64, 64), (128, 128), (256,) * 3, (512,) * 3, (512,) * 3
-    for i, filters in enumerate(widths, start=1):
-        for number in filters:
-            x = keras.layers.Conv2D(number, 3, padding="same")(x)
-            x = keras.layers.BatchNormalization()(x)
-            x = keras.layers.ReLU()(x)
-        x = keras.layers.MaxPooling2D(name=f"pool{i}")(x)
-    x = keras.layers.Flatten()(x)
-    outputs = keras.layers.Dense(10, activation="softmax")(x)
-    return keras.Model(image, outputs, name="vgg16")
 
 
 def _faster(profile, times):
@@ -100,7 +77,7 @@ def _faster(profile, times):
     )
 
 
-def _rows(model, edge, cloud, link, batch):
+def _rows(model, edge, cloud, link, options):
     import keras_earlyexit as ee
 
     rate, round_trip_s = link
@@ -112,22 +89,23 @@ def _rows(model, edge, cloud, link, batch):
             cloud,
             ee.cost.Link(rate * 1e6, round_trip_s),
             mode="train",
-            batch_size=batch,
-            bytes_per_element=size,
+            batch_size=options.batch,
+            bytes_per_element=size * options.compressed,
             input_bytes=_PIXELS,
             forward=share,
         ).rows
 
-    found = [(way, "cut", planned(*_WAYS[way])) for way in _WAYS]
-    first = found[0][2]
-    found += [("all in the cloud", "cloud", first)]
-    found += [("split learning", "split_learning", first)]
+    plans = {way: planned(*_WAYS[way]) for way in _WAYS}
+    first = next(iter(plans.values()))
+    found = [(way, x) for way in plans for x in plans[way] if x.way == "cut"]
     (whole,) = (x for x in first if x.way == "cloud")
-    for name, way, rows in found:
-        (row,) = (x for x in rows if x.way == way)
+    found.append(("all in the cloud", whole))
+    found += [("split learning", x) for x in first if x.way == "split_learning"]
+    for way, row in found:
         yield {
             "rate": rate,
-            "way": name,
+            "way": way,
+            "layer": model.exit_layers[0],
             "ms": round(1e3 * row.seconds, 1),
             "saves": round(1 - row.seconds / whole.seconds, 3),
             "edge_ms": round(1e3 * row.edge_seconds, 1),

@@ -6,6 +6,7 @@ edge's trains in the way that it is told to, a line of JSON for each run.
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import os
 import pathlib
@@ -13,7 +14,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "tests"))
@@ -24,7 +24,7 @@ from proxy import DOWN, UP, Proxy, Traffic  # noqa: E402
 EDGE_CORE, CLOUD_CORE = 0, 1
 
 
-def cloud(folder, trained, is_paced):
+def cloud(folder, start, is_paced):
     """The cloud's process: serves until it is told to stop."""
     os.sched_setaffinity(0, {CLOUD_CORE})
     import keras_earlyexit as ee
@@ -34,16 +34,17 @@ def cloud(folder, trained, is_paced):
     from cloud_worker.training.serving import serve
     from protos.security import ServerSecurity
 
-    segment = ee.split(setting.trained(*trained), setting.CUT, setting.BASE)[1]
+    segment = ee.split(start.model(), setting.CUT, setting.BASE)[1]
     segment.compile(setting.optimizer())
-    baselines = Cloud(setting.trained(*trained))
+    baselines = Cloud(start.model())
+    paced_profile = None
     if is_paced:
-        pace.cloud(baselines, segment)
+        paced_profile = pace.cloud(start.model(), baselines, segment)
     server, port = baselines.serve()
     print(json.dumps({"baselines": f"127.0.0.1:{port}"}), flush=True)
 
     def answer():
-        _answer(lambda _: _profiled(trained, is_paced))
+        _answer(lambda _: _profiled(start, paced_profile))
         # Nobody is there to be answered any more.
         os.kill(os.getpid(), signal.SIGTERM)
 
@@ -61,16 +62,16 @@ def cloud(folder, trained, is_paced):
     server.stop(0)
 
 
-def edge(folder, trained, is_paced, product, baselines):
+def edge(folder, start, is_paced, product, baselines):
     """The edge's process: a run for each line that it is told."""
     os.sched_setaffinity(0, {EDGE_CORE})
     from _hierarchical.runs import Runs
 
-    runs = Runs(folder, trained, is_paced, product, baselines)
+    runs = Runs(folder, start, product, baselines, is_paced)
 
     def answer(told):
         if told["way"] == "profile":
-            return _profiled(trained, is_paced)
+            return _profiled(start, runs.profile)
         return runs.run(**told)
 
     _answer(answer)
@@ -82,17 +83,16 @@ def _answer(function):
         print(json.dumps(found), flush=True)
 
 
-def _profiled(trained, is_paced):
+def _profiled(start, known):
+    """The profile of this side as JSON: `known`, or measured now."""
     import keras_earlyexit as ee
-    from _hierarchical import setting
+    from _hierarchical import pace
 
-    return ee.cost.profile(
-        setting.trained(*trained),
-        (setting.BATCH // 2, setting.BATCH),
-        repeats=3,
-        training="adam",
-        clock=time.process_time if is_paced else time.perf_counter,
-    ).to_json()
+    if known is None:
+        known = ee.cost.profile(
+            start.model(), pace.SIZES, repeats=pace.ROUNDS, training="adam"
+        )
+    return known.to_json()
 
 
 class Side:
@@ -145,16 +145,16 @@ class Setup:
 
     Args:
         folder: Where the sides keep their state.
-        trained: Arguments of `setting.trained`.
+        start: A `setting.Start`.
         is_paced: Whether steps are paced, see `pace.Paced`.
     """
 
-    def __init__(self, folder, trained, is_paced):
+    def __init__(self, folder, start, is_paced):
         with contextlib.ExitStack() as closing:
             common = ("--folder", folder)
             if is_paced:
                 common += ("--paced",)
-            for name, value in zip(("trained", "leave"), trained, strict=True):
+            for name, value in dataclasses.asdict(start).items():
                 if value is not None:
                     common += (f"--{name}", value)
             self.cloud = Side("cloud", *common)

@@ -33,23 +33,26 @@ class Runs:
 
     Args:
         folder: Where it keeps its state.
-        trained: Arguments of `setting.trained`.
-        is_paced: Whether steps are paced, see `pace.Paced`.
+        start: A `setting.Start`.
         product: `"host:port"` of the trainer.
         baselines: `"host:port"` of the baselines' service.
+        is_paced: Whether steps are paced, see `pace.Paced`.
     """
 
-    def __init__(self, folder, trained, is_paced, product, baselines):
-        model = setting.trained(*trained)
-        self._segment = ee.split(model, setting.CUT, setting.BASE)[0]
+    def __init__(self, folder, start, product, baselines, is_paced):
+        self._segment = ee.split(start.model(), setting.CUT, setting.BASE)[0]
         self._segment.compile(setting.optimizer())
-        self._baseline = Edge(setting.trained(*trained), baselines)
+        self._baseline = Edge(start.model(), baselines)
         self._folder, self._target = folder, product
         self._trainers, self._passes = {}, {}
         batches = Batches(*setting.images(_SPLIT), batch_size=setting.BATCH)
         self._stream = self._endless(batches)
+        #: The edge's `DeviceProfile`, if steps are paced.
+        self.profile = None
         if is_paced:
-            pace.edge(self._baseline, self._segment)
+            self.profile = pace.edge(
+                start.model(), self._baseline, self._segment
+            )
 
     def run(self, way, steps):
         """Trains on the next batches of the stream.

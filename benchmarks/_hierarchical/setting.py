@@ -1,5 +1,6 @@
-"""What all figures are of: the network, its cut, its images, its optimizer."""
+"""What all figures are of: networks, cut, images, optimizer."""
 
+import dataclasses
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -8,23 +9,107 @@ import numpy as np
 
 import keras_earlyexit as ee
 
-#: One early exit, behind the last block but two: there an image is 8x8x64
-#: numbers, most of them zero.
-CUT_LAYER, CUT = "block7_out", "exit_0"
+#: Networks, and the layer that each has its one early exit behind. In
+#: ResNet-20 that is the last block but two: there an image is 8x8x64 numbers,
+#: most of them zero.
+LAYERS = {
+    "resnet20": "block7_out",
+    "resnet18": "block4_out",
+    "vgg16": "pool4",
+}
+CUT = "exit_0"
 BASE, BATCH, SEED = "branchynet", 64, 0
 LEARNING_RATE = 2e-3
 _PAD = 4
 
 
-def network():
-    """The network, the same each time."""
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """The network that both sides begin with.
+
+    Args:
+        network: One of `LAYERS`.
+        layer: What the exit is behind; `None` for that in `LAYERS`.
+        trained: What `accuracy --way divided` has written; `None` for untrained
+            weights.
+        leave: Share of images that are to leave at the exit; `None` leaves
+            the threshold as it is.
+    """
+
+    network: str = "resnet20"
+    layer: str | None = None
+    trained: str | None = None
+    leave: float | None = None
+
+    @classmethod
+    def of(cls, options):
+        """That of the command line's options, which are named alike."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        return cls(*(getattr(options, name) for name in names))
+
+    def model(self):
+        """The network, the same each time."""
+        from keras_earlyexit import snapshots
+
+        model = network(self.network, self.layer)
+        if self.trained is not None:
+            arrays, _ = snapshots.read(self.trained)
+            for segment in ee.split(model, CUT, BASE)[:2]:
+                segment.compile(optimizer(1))
+                count = len(snapshots.variables_of(segment))
+                snapshots.restore(segment, arrays[:count])
+                arrays = arrays[count:]
+        if self.leave is not None:
+            x = normal(images("train[49488:]")[0])
+            found = model.net.predict(x, batch_size=256, verbose=0)[CUT]
+            # Rounded: both sides have to come to the same number.
+            threshold = round(
+                float(np.quantile(found.max(-1), 1 - self.leave)), 3
+            )
+            model.policy.threshold = threshold
+        return model
+
+
+def network(name="resnet20", layer=None):
+    """An untrained network with one exit, the same each time.
+
+    Args:
+        name: One of `LAYERS`.
+        layer: What the exit is behind; `None` for that in `LAYERS`.
+    """
     import keras
 
     keras.utils.set_random_seed(SEED)
-    plain = ee.backbones.resnet_cifar(20, (32, 32, 3), 10)
+    shape = (32, 32, 3)
+    if name == "vgg16":
+        plain = _vgg16(shape)
+    elif name == "resnet18":
+        plain = ee.backbones.resnet(18, shape, 10)
+    else:
+        plain = ee.backbones.resnet_cifar(20, shape, 10)
     return ee.add_exits(
-        plain, [CUT_LAYER], block="conv", policy="max_probability"
+        plain,
+        [layer or LAYERS[name]],
+        block="conv",
+        policy="max_probability",
     )
+
+
+def _vgg16(shape):
+    """VGG-16 as it is used for small images: one dense layer at its end."""
+    import keras
+
+    image = x = keras.Input(shape)
+    widths = (64, 64), (128, 128), (256,) * 3, (512,) * 3, (512,) * 3
+    for i, filters in enumerate(widths, start=1):
+        for number in filters:
+            x = keras.layers.Conv2D(number, 3, padding="same")(x)
+            x = keras.layers.BatchNormalization()(x)
+            x = keras.layers.ReLU()(x)
+        x = keras.layers.MaxPooling2D(name=f"pool{i}")(x)
+    x = keras.layers.Flatten()(x)
+    outputs = keras.layers.Dense(10, activation="softmax")(x)
+    return keras.Model(image, outputs, name="vgg16")
 
 
 def optimizer(steps=10**9):
@@ -64,30 +149,3 @@ def augment(x, rng):
     x = padded[samples, rows[:, :, None], columns[:, None, :]]
     is_flipped = rng.random((len(x), 1, 1, 1)) < 0.5
     return normal(np.where(is_flipped, x[:, :, ::-1], x))
-
-
-def trained(path, leave=None):
-    """The network as `accuracy --way divided` has it so far.
-
-    Args:
-        path: What it has written; `None` for untrained weights.
-        leave: Share of images that are to leave at the exit; `None` leaves
-            the threshold as it is.
-    """
-    from keras_earlyexit import snapshots
-
-    model = network()
-    if path is not None:
-        arrays, _ = snapshots.read(path)
-        for segment in ee.split(model, CUT, BASE)[:2]:
-            segment.compile(optimizer(1))
-            count = len(snapshots.variables_of(segment))
-            snapshots.restore(segment, arrays[:count])
-            arrays = arrays[count:]
-    if leave is not None:
-        x = normal(images("train[49488:]")[0])
-        score = model.net.predict(x, batch_size=256, verbose=0)[CUT].max(-1)
-        # Rounded: both sides have to come to the same number.
-        threshold = round(float(np.quantile(score, 1 - leave)), 3)
-        model.policy.threshold = threshold
-    return model

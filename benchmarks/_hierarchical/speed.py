@@ -1,10 +1,12 @@
 """Seconds of each way of training, over links of several rates."""
 
+import dataclasses
 import json
 import tempfile
 
 from _shared import write_report
 
+from _hierarchical import setting
 from _hierarchical.processes import Setup
 
 #: As `runs.WAYS` and `runs.WHOLE` and `SPLIT` name them; those need Keras.
@@ -21,10 +23,11 @@ WAYS = (
 def run(options):
     """Runs all ways in turn for each rate; prints and notes the figures."""
     ways = options.ways or WAYS
+    start = setting.Start.of(options)
     rows = []
     with (
         tempfile.TemporaryDirectory() as folder,
-        Setup(folder, (options.trained, options.leave), options.paced) as setup,
+        Setup(folder, start, options.paced) as setup,
     ):
         for way in ways:
             # Compiles, over a link that costs nothing.
@@ -33,12 +36,14 @@ def run(options):
         if options.plan:
             from _hierarchical.predicted import Predictions
 
-            # One after the other, as paced steps are measured: two at a time
-            # share the memory's bandwidth, which takes processor time.
+            # One after the other: two at a time share the memory's
+            # bandwidth, which takes processor time.
             profiles = [
                 side.ask(way="profile") for side in (setup.edge, setup.cloud)
             ]
-            predict = Predictions(profiles, options.round_trip_ms / 1e3)
+            predict = Predictions(
+                start.model(), profiles, options.round_trip_ms / 1e3
+            )
         for rate in options.rates:
             setup.set_link(rate * 1e6, options.round_trip_ms / 1e3)
             for way in ways:
@@ -55,8 +60,7 @@ def run(options):
         options.output,
         rows,
         steps=options.steps,
-        trained=options.trained,
-        leave=options.leave,
+        **dataclasses.asdict(start),
         paced=options.paced,
     )
 

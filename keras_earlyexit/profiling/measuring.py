@@ -69,6 +69,47 @@ def profile(
     print(profile.seconds("exit_0", 1), profile.exit_seconds("final", 1))
     ```
     """
+    rounds = in_turn(
+        model,
+        batch_sizes,
+        repeats=repeats,
+        x=x,
+        training=training,
+        clock=clock,
+        powercap=powercap,
+    )
+    while True:
+        try:
+            next(rounds)
+        except StopIteration as end:
+            return end.value
+
+
+def in_turn(
+    model,
+    batch_sizes,
+    *,
+    repeats,
+    x=None,
+    training=False,
+    clock=time.perf_counter,
+    powercap=machine.POWERCAP,
+):
+    """Profiles a model in turn with something else.
+
+    On a machine whose speed drifts, what is measured later cannot be compared.
+    This is `profile` as a generator, which stops before each round.
+
+    Args:
+        model, batch_sizes, repeats, x, training, clock, powercap: As in
+            `profile`.
+
+    Yields:
+        The batch size of the round that is next.
+
+    Returns:
+        The `DeviceProfile`.
+    """
     sizes = _checked_sizes(batch_sizes)
     repeats = count("repeats", repeats)
     subject = _subject(model, training)
@@ -80,7 +121,14 @@ def profile(
             for run in runs:
                 run.call()
         peaks.append(_peak_bytes(runs))
-        found.append(_measured(runs, repeats, clock, meter))
+        seconds = np.empty((repeats, len(runs)))
+        for row in seconds:
+            yield size
+            for i, run in enumerate(runs):
+                start = clock()
+                run.call()
+                row[i] = clock() - start
+        found.append((seconds, _energy(runs, seconds, meter)))
     timings = [_timing(run, found, i) for i, run in enumerate(runs)]
     by_kind = {
         kind: [
@@ -152,16 +200,10 @@ def _subject(model, training):
     )
 
 
-def _measured(runs, repeats, clock, meter):
-    """Seconds of all runs (repeats, runs), and joules of each, or `None`."""
-    seconds = np.empty((repeats, len(runs)))
-    for row in seconds:
-        for i, run in enumerate(runs):
-            start = clock()
-            run.call()
-            row[i] = clock() - start
+def _energy(runs, seconds, meter):
+    """Joules of each run, or `None`."""
     if meter.read() is None:
-        return seconds, None
+        return None
     typical = np.median(seconds, axis=0)
     joules = [
         [
@@ -170,7 +212,7 @@ def _measured(runs, repeats, clock, meter):
         ]
         for _ in range(_ENERGY_ROUNDS)
     ]
-    return seconds, np.median(joules, axis=0)
+    return np.median(joules, axis=0)
 
 
 def _joules(run, times, meter):

@@ -15,6 +15,7 @@ from keras import layers, ops
 
 import keras_earlyexit as ee
 from keras_earlyexit import profiling
+from keras_earlyexit.profiling import measuring
 
 pytestmark = pytest.mark.backends_long
 
@@ -250,6 +251,28 @@ def test_bundles_are_measured_round_after_round(tmp_path):
     once = [*(f"stage {k}" for k in range(3)), *(f"exit {k}" for k in range(3))]
     rounds = bundle.calls[-3 * len(once) :]
     assert rounds == 3 * once
+
+
+def test_in_turn_with_something_else(tmp_path):
+    """It stops before each round, and what is done there is not counted."""
+    clock = Clock()
+    bundle = Bundle(clock)
+    rounds = measuring.in_turn(
+        bundle, (1, 2), repeats=3, clock=clock, powercap=tmp_path
+    )
+    seen = []
+    while True:
+        try:
+            seen.append(next(rounds))
+        except StopIteration as end:
+            profile = end.value
+            break
+        clock.work(100.0)
+    assert seen == [1, 1, 1, 2, 2, 2]
+    alone = ee.cost.profile(
+        Bundle(clock), (1, 2), repeats=3, clock=clock, powercap=tmp_path
+    )
+    assert profile.stages == alone.stages and profile.exits == alone.exits
 
 
 def test_a_machine_that_slows_down_for_a_while(tmp_path):
