@@ -210,7 +210,7 @@ def draw(rows, full, path):
     left.set_ylabel("Mean exit layer")
     right.axhline(100 * DELTA, color=drawing.MUTED, lw=1)
     right.annotate(
-        "the most that ucb\nand ltt promise",
+        "promised by\nucb and ltt",
         (15, 100 * DELTA),
         (0, 4),
         textcoords="offset points",
