@@ -21,7 +21,7 @@ import tempfile
 import time
 
 import numpy as np
-from _shared import in_turn, write_report
+from _shared import clock, write_report
 from _workers import ROOT, cloud_worker
 
 import keras_earlyexit as ee
@@ -63,7 +63,7 @@ def main():
             address = cloud.address
             rows = [
                 *agreement(folder, address, x, y),
-                added_time(cut, address, x),
+                *added_time(cut, address, x),
                 *bytes_up(cut, address, x),
                 *throughput(cut, cloud, options.seconds),
                 memory(cut, address),
@@ -138,8 +138,13 @@ def agreement(folder, address, x, y):
         yield show(**row)
 
 
-def added_time(cut, address, x, runs=400):
-    """One sample that goes on: over the same stages in this process."""
+def added_time(cut, address, x, rounds=40, in_a_row=20):
+    """One sample that goes on: over the same stages in this process.
+
+    Everything in turn: `in_a_row` calls each, as of an edge that has one
+    sample after another, and one call each, which finds the caches full of
+    something else.
+    """
     # It imports gRPC.
     from _echo import echo
 
@@ -155,17 +160,23 @@ def added_time(cut, address, x, runs=400):
                 "echo": over_stream,
                 "echo_call": call,
             }
-            seconds = in_turn(parts, runs)
-    pairs = zip(seconds["split"], seconds["stages"], strict=True)
-    return show(
-        what="one forwarded sample",
-        **{
-            f"{name}_ms": 1000 * statistics.median(times)
-            for name, times in seconds.items()
-        },
-        added_ms=1000 * statistics.median(a - b for a, b in pairs),
-        p99_split_ms=1000 * float(np.quantile(seconds["split"], 0.99)),
-    )
+            for calls in (in_a_row, 1):
+                seconds = {name: [] for name in parts}
+                for _ in range(rounds * in_a_row // calls):
+                    for name, function in parts.items():
+                        seconds[name] += (clock(function) for _ in range(calls))
+                pairs = zip(seconds["split"], seconds["stages"], strict=True)
+                yield show(
+                    what="one forwarded sample",
+                    in_a_row=calls,
+                    **{
+                        f"{name}_ms": 1000 * statistics.median(times)
+                        for name, times in seconds.items()
+                    },
+                    added_ms=1000 * statistics.median(a - b for a, b in pairs),
+                    p99_split_ms=1000
+                    * float(np.quantile(seconds["split"], 0.99)),
+                )
 
 
 def bytes_up(cut, address, x):
