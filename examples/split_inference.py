@@ -80,7 +80,7 @@ def trained(options, train):
 
 
 @contextlib.contextmanager
-def cloud_worker(bundle, engine):
+def cloud_worker(bundle, engine="local"):
     """The process that has the later stages; gives its address."""
     process = subprocess.Popen(
         [
