@@ -70,9 +70,17 @@ EXPERIMENTS = {
         "benchmarks/peers.py --torch-python {torch_python} --eenets {eenets} "
         "--output {out}/rows.json"
     ],
+    "peers_accuracy": [
+        "benchmarks/peers_accuracy.py --torch-python {torch_python} "
+        "--eenets {eenets} --output {out}/rows.json"
+    ],
+    "whole_story": [
+        f"examples/whole_story.py --data {data} --output {{out}}/{data}"
+        for data in ("digits", "mnist")
+    ],
 }
 #: Experiments that need what cannot be installed with this library.
-NEEDS = {"peers": ("torch_python", "eenets")}
+NEEDS = dict.fromkeys(("peers", "peers_accuracy"), ("torch_python", "eenets"))
 
 
 def main():
