@@ -43,6 +43,7 @@ def _add_accuracy(commands):
     parser.add_argument(
         "--way", choices=("undivided", "divided"), required=True
     )
+    _add_name(parser)
     parser.add_argument("--images", type=int, default=20_000)
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument(
@@ -145,7 +146,7 @@ def _add_process(commands, name):
 
 
 def _add_network(parser):
-    parser.add_argument("--network", choices=NETWORKS, default=NETWORKS[0])
+    _add_name(parser)
     parser.add_argument("--layer", help="what the exit is behind, and the cut")
     parser.add_argument("--trained", help="what `accuracy` has written")
     parser.add_argument(
@@ -157,6 +158,10 @@ def _add_network(parser):
         help="steps sleep for the processor time that they were measured to "
         "take: for a machine with other work",
     )
+
+
+def _add_name(parser):
+    parser.add_argument("--network", choices=NETWORKS, default=NETWORKS[0])
 
 
 def _added(commands, name, help_text):

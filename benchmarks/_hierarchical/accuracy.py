@@ -34,8 +34,8 @@ _ROUND = 3
 class Undivided:
     """The network in one piece; all exits learn together."""
 
-    def __init__(self, steps):
-        self.model = setting.network()
+    def __init__(self, steps, network):
+        self.model = setting.network(network)
         self.model.compile(setting.optimizer(steps), setting.BASE)
         self.learned = [self.model]
 
@@ -55,9 +55,9 @@ class Undivided:
 class Divided:
     """An edge and several later segments."""
 
-    def __init__(self, steps):
-        self.edge = setting.segments(steps)[0]
-        self.clouds = [setting.segments(steps)[1] for _ in WAYS]
+    def __init__(self, steps, network):
+        self.edge = setting.segments(steps, network)[0]
+        self.clouds = [setting.segments(steps, network)[1] for _ in WAYS]
         self.learned = [self.edge, *self.clouds]
         self._spec = training.spec_of(self.edge.agreement(1)["feature"])
         self._choices = [Forwarding(way, setting.SEED) for way, _ in WAYS]
@@ -114,7 +114,8 @@ def run(options):
         x, y, None, setting.BATCH, True, setting.augment, setting.SEED
     )
     steps = options.epochs * len(batches)
-    made = (Undivided if options.way == UNDIVIDED else Divided)(steps)
+    kind = Undivided if options.way == UNDIVIDED else Divided
+    made = kind(steps, options.network)
     folder = options.folder / "accuracy"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / options.way

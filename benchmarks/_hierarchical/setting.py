@@ -121,9 +121,9 @@ def optimizer(steps=10**9):
     )
 
 
-def segments(steps):
-    """The two segments, compiled."""
-    found = ee.split(network(), CUT, BASE)
+def segments(steps, name):
+    """The two segments of a network, compiled."""
+    found = ee.split(network(name), CUT, BASE)
     for segment in found:
         segment.compile(optimizer(steps))
     return found
