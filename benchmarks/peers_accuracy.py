@@ -128,8 +128,9 @@ def run(program, seed, memory, data, options, rows):
             if row["seed"] == seed and row["memory"] is None
         ]
         command += ["--budgets", *(max(cost, first) for cost in costs)]
-    elif program == "with_earlyon":
-        command += ["--budgets", *BUDGETS]
+    else:
+        given = () if program == "with_earlyon" else (0,)
+        command += ["--budgets", *given, *BUDGETS]
     done = subprocess.run(
         [str(part) for part in command],
         stdout=subprocess.PIPE,

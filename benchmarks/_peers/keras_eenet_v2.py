@@ -25,6 +25,10 @@ def train(model, x, y):
     )
 
 
+def choose(model, x, y, budget):
+    ee.calibration.calibrate_budget(model, x, budget=budget)
+
+
 def answer(model, x):
     result = model.predict_exits(x)
     return result.predictions.argmax(axis=-1), result.exit_index
@@ -34,6 +38,7 @@ def main():
     data = np.load(sys.argv[1])
     model = network()
     train(model, data["x_train"], data["y_train"])
+    choose(model, data["x_held_out"], data["y_held_out"], budget=0.6)
     classes, exits = answer(model, data["x_test"])
     print("right:", np.mean(classes == data["y_test"]))
     print("left at:", np.bincount(exits, minlength=3))

@@ -73,8 +73,9 @@ def trained_and_answered(program, data, options):
     seconds = time.process_time() - start
     x, y = data["x_test"], data["y_test"]
     rows = []
-    for budget in options.budgets or [None]:
-        if budget is not None:
+    for budget in options.budgets:
+        # 0: the threshold stays at what it is by default.
+        if budget:
             held_out = data["x_held_out"], data["y_held_out"]
             program.choose(model, *held_out, budget)
         program.answer(model, x[:1])
