@@ -1,8 +1,8 @@
 """What each way of choosing a threshold saves, and what it risks.
 
 Trains a network with early exits, observes samples that it was not trained
-on, and then draws calibration sets from them again and again: each method
-chooses a threshold for each level of risk, and the rest of the samples says
+on, and then draws calibration sets of several sizes from them again and again:
+each method chooses a threshold for each level of risk, and other samples say
 what that threshold costs and how often the level is missed:
 
     python examples/risk_control.py                  # digits, about a minute
@@ -10,9 +10,12 @@ what that threshold costs and how often the level is missed:
 
 The risk is the performance gap: the accuracy that early exits cost. `per exit`
 is `ucb` with a threshold for each exit, taken from a fifth of the calibration
-set and tested on the rest. What is drawn and what is left over are parts of
-the same samples, so that luck in one is bad luck in the other: where they are
-of equal size the share of missed levels comes out about twice too far from 0.
+set and tested on the rest.
+
+Sets are drawn in two ways. As *splits*, what is left over is the test: luck in
+one part is then bad luck in the other, so that levels are missed too often
+where a set is a large part of the samples. *With replacement*, all samples are
+the test, and are all that there is: the true risk is known.
 """
 
 import argparse
@@ -23,11 +26,14 @@ import warnings
 
 import keras
 import numpy as np
+from scipy import stats
 
 import keras_earlyexit as ee
+from keras_earlyexit import drawing
 from keras_earlyexit.calibration import observe, threshold_sequence
 
 LEVELS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.1)
+DELTA = 0.1
 METHODS = ("empirical", "crc", "ucb", "ltt", "per exit")
 
 
@@ -37,16 +43,18 @@ class Settings:
 
     train: str
     observed: tuple
-    drawn: int
+    sizes: tuple
     epochs: int
     batch_size: int
 
 
 SETTINGS = {
-    "digits": Settings("train", ("calibration", "test"), 397, 20, 64),
-    "mnist": Settings("train[:20000]", ("train[55000:]", "test"), 1000, 2, 128),
+    "digits": Settings("train", ("calibration", "test"), (100, 397), 20, 64),
+    "mnist": Settings(
+        "train[:20000]", ("train[55000:]", "test"), (100, 1000, 5000), 2, 128
+    ),
     "cifar10": Settings(
-        "train[:45000]", ("train[45000:]", "test"), 1000, 8, 128
+        "train[:45000]", ("train[45000:]", "test"), (100, 1000, 5000), 8, 128
     ),
 }
 
@@ -55,7 +63,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", choices=sorted(SETTINGS), default="digits")
     parser.add_argument("--model", help="a trained model.keras of the data")
-    parser.add_argument("--draws", type=int, default=50)
+    parser.add_argument("--sizes", nargs="+", type=int, help="of the sets")
+    parser.add_argument("--draws", type=int, default=50, help="of each way")
     parser.add_argument("--epochs", type=int, help="of the training")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=pathlib.Path, default="risk_control")
@@ -69,17 +78,21 @@ def main():
         model = keras.models.load_model(options.model)
     else:
         model = train(options.data, settings)
+        model.save(options.output / "model.keras")
     parts = [load(options.data, split) for split in settings.observed]
     seen = observe(
         model, *(np.concatenate(both) for both in zip(*parts, strict=True))
     )
     print("Accuracy of each exit alone:", seen.exit_accuracies().round(4))
-    rows = measure(model, seen, settings.drawn, options.draws, options.seed)
-    print_table(rows, len(seen), settings.drawn, options.draws)
+    rows = []
+    for size in options.sizes or settings.sizes:
+        rows += measure(model, seen, size, options.draws, options.seed)
+        print_table(rows, size, len(seen), options.draws)
+    print_verdict(rows, options.draws)
     figures = options.output / "figures.json"
     figures.write_text(json.dumps(rows, indent=1) + "\n")
     picture = options.output / "risk_control.png"
-    draw(rows, settings.drawn, picture)
+    draw(rows, picture)
     print(f"Wrote {picture} and {figures}")
 
 
@@ -101,108 +114,153 @@ def train(name, settings):
     return model
 
 
-def measure(model, seen, drawn, draws, seed):
-    """Mean cost and risk of each method at each level, over all draws."""
-    right = np.stack(
-        [seen.answers(k) == seen.labels for k in range(len(seen.exit_names))],
-        axis=1,
-    )
-    gaps = right[:, -1:].astype("float64") - right
+def measure(model, seen, size, draws, seed):
+    """Cost and risk of each method at each level, over draws of both ways."""
+    right = seen.sample_metrics
+    gaps = right[:, -1:] - right
     generator = np.random.default_rng(seed)
-    order = [generator.permutation(len(seen)) for _ in range(draws)]
+    everybody = np.arange(len(seen))
+    orders = [generator.permutation(len(seen)) for _ in range(draws)]
+    ways = {
+        "split": [(order[:size], order[size:]) for order in orders],
+        "replaced": [
+            (generator.integers(len(seen), size=size), everybody)
+            for _ in range(draws)
+        ],
+    }
     rows = []
     for method in METHODS:
-        for level in LEVELS:
-            costs, risks = [], []
-            for rows_in_turn in order:
-                chosen = choose(
-                    model, seen.take(rows_in_turn[:drawn]), method, level
-                )
-                rest = rows_in_turn[drawn:]
-                taken = seen.exit_index(chosen)[rest]
-                costs.append(seen.relative_costs[taken].mean())
-                risks.append(gaps[rest, taken].mean())
-            rows.append(
-                {
-                    "method": method,
-                    "level": level,
-                    "cost": float(np.mean(costs)),
-                    "cost_spread": float(np.std(costs)),
-                    "risk": float(np.mean(risks)),
-                    "missed": float(np.mean(np.array(risks) > level)),
-                }
+        found = {
+            way: np.array(
+                [outcomes(model, seen, gaps, method, *pair) for pair in sets]
             )
+            for way, sets in ways.items()
+        }
+        for k, level in enumerate(LEVELS):
+            row = {"size": size, "method": method, "level": level}
+            for way, values in found.items():
+                costs, risks = values[:, k].T
+                row[way] = {
+                    "cost": float(costs.mean()),
+                    "cost_spread": float(costs.std()),
+                    "risk": float(risks.mean()),
+                    "risk_spread": float(risks.std()),
+                    "missed": float(np.mean(risks > level)),
+                }
+            rows.append(row)
     return rows
 
 
-def choose(model, seen, method, level):
-    """The threshold, or thresholds, that a method takes."""
-    thresholds = None
+def outcomes(model, seen, gaps, method, chosen, others):
+    """Cost and risk on other samples at each level, for one calibration set."""
+    own, thresholds, rule = seen.take(chosen), None, method
     if method == "per exit":
-        fifth = len(seen) // 5
-        thresholds = threshold_sequence(seen.take(slice(fifth)))
-        seen, method = seen.take(slice(fifth, None)), "ucb"
-    with warnings.catch_warnings():
-        # That nobody leaves is a result here: the cost is the whole model's.
-        warnings.filterwarnings("ignore", "Nobody leaves early")
-        report = ee.calibrate(
-            model,
-            seen,
-            risk="performance_gap",
-            epsilon=level,
-            method=method,
-            thresholds=thresholds,
+        fifth = len(own) // 5
+        thresholds = threshold_sequence(own.take(slice(fifth)))
+        own, rule = own.take(slice(fifth, None)), "ucb"
+    found = []
+    for level in LEVELS:
+        with warnings.catch_warnings():
+            # That nobody leaves is a result here: all pay for all.
+            warnings.filterwarnings("ignore", "Nobody leaves early")
+            report = ee.calibrate(
+                model,
+                own,
+                risk="performance_gap",
+                epsilon=level,
+                delta=DELTA,
+                method=rule,
+                thresholds=thresholds,
+            )
+        taken = seen.exit_index(report.threshold)[others]
+        found.append(
+            (seen.relative_costs[taken].mean(), gaps[others, taken].mean())
         )
-    return report.threshold
+    return found
 
 
-def print_table(rows, n, drawn, draws):
+def print_table(rows, size, n, draws):
     print(
-        f"\n{draws} draws of {drawn} calibration samples out of {n}; on the "
-        "rest: mean relative cost,\nmean risk, and the "
-        "share of draws in which the risk is above its level"
+        f"\n{size} calibration samples out of {n}, {draws} times: mean cost "
+        "and its spread over the\nsplits; share of the splits, and of the "
+        "draws with replacement, with a risk above\nthe level"
     )
-    print(f"{'level':>10}" + "".join(f"{level:>19.1%}" for level in LEVELS))
+    print(f"{'level':>10}" + "".join(f"{level:>21.1%}" for level in LEVELS))
     for method in METHODS:
         cells = [
-            f"{row['cost']:>7.3f} {row['risk']:>6.2%} {row['missed']:>4.0%}"
+            f"{row['split']['cost']:>7.3f}±{row['split']['cost_spread']:.3f}"
+            f"{row['split']['missed']:>4.0%}{row['replaced']['missed']:>4.0%}"
             for row in rows
-            if row["method"] == method
+            if row["method"] == method and row["size"] == size
         ]
-        print(f"{method:>10}" + "".join(f"{cell:>19}" for cell in cells))
+        print(f"{method:>10}" + "".join(f"{cell:>21}" for cell in cells))
 
 
-def draw(rows, drawn, path):
-    """Cost and risk over the level that was allowed, a line per method."""
-    from matplotlib.figure import Figure
+def print_verdict(rows, draws):
+    """Whether the promises are kept, but for the luck of the draws."""
+    most = stats.binom.ppf(0.99, draws, DELTA) / draws
+    print(f"\nWith replacement; with luck {DELTA:.0%} may be up to {most:.0%}:")
+    for method in METHODS[1:]:
+        mine = [row for row in rows if row["method"] == method]
+        if method == "crc":
+            errors = [
+                (row["replaced"]["risk"] - row["level"])
+                / max(row["replaced"]["risk_spread"] / draws**0.5, 1e-9)
+                for row in mine
+            ]
+            print(
+                f"{method:>10}: mean risk at most {max(errors):+.1f} standard "
+                "errors above its level"
+            )
+        else:
+            worst = max(row["replaced"]["missed"] for row in mine)
+            print(f"{method:>10}: levels missed in at most {worst:.0%}")
 
-    figure = Figure((9.6, 4.2), layout="constrained")
-    left, right = figure.subplots(1, 2)
+
+def draw(rows, path):
+    """Cost, and how often levels are missed, a column for each size."""
+    sizes = sorted({row["size"] for row in rows})
+    figure, axes = drawing.make_figure(
+        2.2 + 3 * len(sizes), 6, heights=(3, 2), columns=len(sizes)
+    )
+    above, below = axes[: len(sizes)], axes[len(sizes) :]
     levels = 100 * np.array(LEVELS)
-    styles = ("--", "-.", "-", ":", "-")
-    colors = ("#888888", "#d55e00", "#0072b2", "#009e73", "#cc79a7")
-    for method, style, color in zip(METHODS, styles, colors, strict=True):
-        own = [row for row in rows if row["method"] == method]
-        look = {"ls": style, "color": color, "marker": "o", "ms": 3.5}
-        left.plot(levels, [100 * row["cost"] for row in own], **look)
-        right.plot(
-            levels, [100 * row["risk"] for row in own], label=method, **look
-        )
-    right.plot(levels, levels, color="#cccccc", lw=1, label="what is allowed")
-    for axes, what in (
-        (left, "Mean relative cost (% of the plain model)"),
-        (right, "Risk on other samples (% accuracy lost)"),
-    ):
-        axes.set_xscale("log")
-        axes.set_xticks(levels, [f"{level:g}" for level in levels])
-        axes.minorticks_off()
-        axes.set_xlabel("Risk that is allowed (%)")
-        axes.set_ylabel(what)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25)
-    right.legend(frameon=False)
-    figure.suptitle(f"{drawn} calibration samples", fontsize=11)
-    figure.savefig(path, dpi=160)
+    colors = (drawing.MUTED, *drawing.SERIES)
+    for size, top, bottom in zip(sizes, above, below, strict=True):
+        for method, color in zip(METHODS, colors, strict=False):
+            own = [
+                row
+                for row in rows
+                if row["method"] == method and row["size"] == size
+            ]
+            line = "--" if method == "empirical" else "-"
+            look = {"ls": line, "color": color, "marker": "o", "ms": 3.5}
+            cost, spread, missed = (
+                100 * np.array([row[way][name] for row in own])
+                for way, name in (
+                    ("split", "cost"),
+                    ("split", "cost_spread"),
+                    ("replaced", "missed"),
+                )
+            )
+            top.plot(levels, cost, label=method, **look)
+            top.fill_between(
+                levels, cost - spread, cost + spread, color=color, alpha=0.1
+            )
+            bottom.plot(levels, missed, **look)
+        bottom.axhline(100 * DELTA, color=drawing.INK, lw=1)
+        top.set_title(f"{size} calibration samples", fontsize=10)
+        bottom.set_xlabel("Risk that is allowed (%)")
+        for one in (top, bottom):
+            one.set_xscale("log")
+            one.set_xticks(levels, [f"{level:g}" for level in levels])
+            one.minorticks_off()
+    promise = f"promised by ucb, ltt, per exit: {DELTA:.0%}"
+    above[0].plot([], [], color=drawing.INK, lw=1, label=promise)
+    above[0].set_ylabel("Mean relative cost (%)")
+    below[0].set_ylabel("Sets above the level (%)")
+    drawing.add_legend(figure, above[0], columns=3)
+    drawing.finish(figure, path)
 
 
 if __name__ == "__main__":

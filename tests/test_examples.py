@@ -110,11 +110,14 @@ def test_heads_with_positions(name, epochs, least):
 def test_risk_control(trained, tmp_path):
     run(
         "risk_control",
-        *("--epochs", 2, "--draws", 3, "--output", tmp_path),
+        *("--epochs", 2, "--draws", 3, "--sizes", 397, "--output", tmp_path),
         *trained,
     )
     rows = json.loads((tmp_path / "figures.json").read_text())
     assert len(rows) == 30
+    for row in rows:
+        assert 0 < row["split"]["cost"] <= 1.3
+        assert 0 <= row["replaced"]["missed"] <= 1
     assert (tmp_path / "risk_control.png").stat().st_size > 5000
 
 
