@@ -192,6 +192,8 @@ class Run:
 
 def figures(options, run, plain, before, model):
     """Prints, writes and draws what came out, on the test split."""
+    plain.save(options.output / "plain.keras")
+    model.save(options.output / "model.keras")
     x, y = run.test
     found = plain.predict(x, batch_size=256, verbose=0).argmax(axis=-1)
     accuracy = float(np.mean(found == y))

@@ -46,8 +46,12 @@ EXPERIMENTS = {
         "--jei-costs 0.3 0.6 1.0 --output {out}"
     ],
     "static_models": ["benchmarks/static_models.py --output {out}/rows.json"],
+    # CIFAR-10 goes on with the network of "cifar10_front".
     "risk_control": [
-        "examples/risk_control.py --data cifar10 --draws 100 --output {out}"
+        "examples/risk_control.py --data mnist --draws 100 "
+        "--output {out}/mnist",
+        "examples/risk_control.py --data cifar10 --draws 100 "
+        "--model {out}/../cifar10_front/model.keras --output {out}/cifar10",
     ],
     "summarisation": ["benchmarks/summarisation.py --output {out}"],
     "jei": [
