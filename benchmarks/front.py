@@ -17,6 +17,7 @@ A run that was stopped goes on after the last epoch that it has finished.
 
 import argparse
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
@@ -246,8 +247,8 @@ def figures(options, run, plain, before, model):
 def at_budget(held_out, test, budget):
     """The best way to keep a budget on the one, and what it does on the other.
 
-    Tried are a threshold for all exits, and one for each so that geometric
-    shares leave.
+    Tried are a threshold for all exits, one for each so that geometric
+    shares leave, and all combinations of some quantiles of the scores.
     """
     best = None
     for policy in POLICIES:
@@ -255,10 +256,14 @@ def at_budget(held_out, test, budget):
         shared, costs, _ = seen.curve(400)
         within = shared[costs <= budget]
         shares = ee.calibration.exit_shares_for(budget, seen.relative_costs)
+        quantiles = np.quantile(seen.scores, np.linspace(0, 1, 41), axis=0)
         for thresholds in (
             float(within[-1]),
             ee.calibration.thresholds_for_shares(seen, shares),
+            *itertools.product(*quantiles.T),
         ):
+            if seen.mean_cost(thresholds) > budget:
+                continue
             accuracy = seen.accuracy(thresholds)
             if best is None or accuracy > best[0]:
                 best = accuracy, policy, thresholds
