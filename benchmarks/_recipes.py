@@ -21,6 +21,7 @@ class Recipe:
         block: What builds their exit blocks.
         epochs: Passes over the training split, for both.
         before: Passes of the plain network that both go on from.
+        after: Passes in which the exits learn on, and nothing else does.
         optimizer: From the number of steps and of those to warm up in.
     """
 
@@ -31,6 +32,7 @@ class Recipe:
     block: Callable
     epochs: int
     before: int = 0
+    after: int = 0
     batch: int = 64
     optimizer: Callable = lambda steps, warm: adam(steps)
 
@@ -131,6 +133,7 @@ _CIFAR10 = Recipe(
     narrowing(8, 1),
     epochs=4,
     before=8,
+    after=4,
     batch=128,
     optimizer=sgd,
 )
@@ -153,6 +156,7 @@ RECIPES = {
         exits=("block2_out", "block9_out"),
         epochs=3,
         before=5,
+        after=2,
         batch=64,
     ),
     "svhn": dataclasses.replace(

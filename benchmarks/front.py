@@ -1,10 +1,11 @@
 """Accuracy against cost: networks with exits beside plain ones trained alike.
 
-Both see the same images as often, with the same optimizer. All exits of the
-one learn together with its trunk (`zero_time_waste`, regime `joint`): an exit
-sees the answer before its own, and afterwards answers as an ensemble with
-those before it; the few weights of these ensembles are trained last, on
-`--ensemble` of the images. Policy and thresholds for each budget are those
+Both trunks see the same images as often, with the same optimizer; a recipe may
+have them begin as one network. All exits of the one learn together with its
+trunk (`zero_time_waste`, regime `joint`), and then, if the recipe says so, on
+by themselves: an exit sees the answer before its own, and afterwards answers
+as an ensemble with those before it; the few weights of these ensembles are
+trained last, on `--ensemble` of the images. Policy and thresholds for each budget are those
 that are best on the calibration split, the figures those of the test split.
 
     python benchmarks/front.py mnist         # ResNet-20
@@ -119,6 +120,10 @@ class Run:
         objective = ee.objectives.get("zero_time_waste", ensemble_epochs=0)
         model.compile(self._optimizer("exits"), objective, regime="joint")
         self._train(model, "exits", self.recipe.before)
+        if self.recipe.after:
+            model.compile(self._optimizer("after"), objective)
+            first = self.recipe.before + self.recipe.epochs
+            self._train(model, "after", first)
         before = ee.calibration.observe(model, *self.test, verbose=0)
         objective = ee.objectives.get("zero_time_waste", ensemble_epochs=1)
         model.compile(keras.optimizers.Adam(0.02), objective)
@@ -135,7 +140,8 @@ class Run:
         return network
 
     def _epochs(self, name):
-        return self.recipe.before if name == "before" else self.recipe.epochs
+        parts = {"before": self.recipe.before, "after": self.recipe.after}
+        return parts.get(name, self.recipe.epochs)
 
     def _optimizer(self, name):
         steps = -(-len(self._images[1]) // self.recipe.batch)
