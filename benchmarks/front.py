@@ -5,8 +5,9 @@ have them begin as one network. All exits of the one learn together with its
 trunk (`zero_time_waste`, regime `joint`), and then, if the recipe says so, on
 by themselves: an exit sees the answer before its own, and afterwards answers
 as an ensemble with those before it; the few weights of these ensembles are
-trained last, on `--ensemble` of the images. Policy and thresholds for each budget are those
-that are best on the calibration split, the figures those of the test split.
+trained last, on `--ensemble` of the images. Policy and thresholds for each
+budget are those that are best on the calibration split, the figures those of
+the test split.
 
     python benchmarks/front.py mnist         # ResNet-20
     python benchmarks/front.py cifar10       # the same
