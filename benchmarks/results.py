@@ -46,7 +46,7 @@ EXPERIMENTS = {
         "--jei-costs 0.3 0.6 1.0 --output {out}"
     ],
     "static_models": ["benchmarks/static_models.py --output {out}/rows.json"],
-    # CIFAR-10 goes on with the network of "cifar10_front".
+    # This and "jei_frozen" go on with the networks of "cifar10_front".
     "risk_control": [
         "examples/risk_control.py --data mnist --draws 100 "
         "--output {out}/mnist",
@@ -57,6 +57,11 @@ EXPERIMENTS = {
     "jei": [
         "examples/compare.py --data mnist --objectives branchynet "
         "--jei-costs 0.1 --output {out}"
+    ],
+    "jei_frozen": [
+        "benchmarks/jei.py --output {out}/mnist",
+        "benchmarks/jei.py --data cifar10 "
+        "--plain {out}/../cifar10_front/plain.keras --output {out}/cifar10",
     ],
     "objectives": ["examples/compare.py --data mnist --output {out}"],
     "tuning": [
