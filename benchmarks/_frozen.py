@@ -19,7 +19,6 @@ class Exits:
         data: Name of the data set.
         splits: Of training, calibration and test.
         epochs: What the network is trained for, unless it is given.
-        passes: How often the training images are read, augmented anew.
         folder: Where the network and what exits read are kept.
         plain: A trained ResNet as `.keras`, or `None`.
 
@@ -28,9 +27,9 @@ class Exits:
         costs: Relative costs of the whole network with its exits.
     """
 
-    def __init__(self, data, splits, epochs, passes, folder, plain=None):
+    def __init__(self, data, splits, epochs, folder, plain=None):
         self._data, self._splits, self._folder = data, splits, folder
-        self._epochs, self._passes = epochs, passes
+        self._epochs = epochs
         plain = self._plain(plain)
         self._names = [
             layer.name for layer in plain.layers if layer.name.endswith("_out")
@@ -70,7 +69,6 @@ class Exits:
                 )
                 parts = [
                     (reader.predict_on_batch(x).astype("float16"), y)
-                    for _ in range(1 if k else self._passes)
                     for x, y in batches
                 ]
                 columns = zip(*parts, strict=True)
