@@ -3,11 +3,11 @@
 Both trunks see the same images as often, with the same optimizer; a recipe may
 have them begin as one network. All exits of the one learn together with its
 trunk (`zero_time_waste`, regime `joint`), and then, if the recipe says so, on
-by themselves: an exit sees the answer before its own, and afterwards answers
-as an ensemble with those before it; the few weights of these ensembles are
-trained last, on `--ensemble` of the images. Policy and thresholds for each
-budget are those that are best on the calibration split, the figures those of
-the test split.
+by themselves: an exit sees the answer before its own. With `--ensemble` it
+afterwards answers as an ensemble with those before it, whose few weights are
+trained last, on so many of the images. Policy and thresholds for each budget
+are those that are best on the calibration split, the figures those of the test
+split.
 
     python benchmarks/front.py mnist         # ResNet-20
     python benchmarks/front.py cifar10       # the same
@@ -20,7 +20,6 @@ A run that was stopped goes on after the last epoch that it has finished.
 import argparse
 import dataclasses
 import itertools
-import json
 import os
 import pathlib
 import time
@@ -44,7 +43,7 @@ def main():
     parser.add_argument("recipe", nargs="?", choices=RECIPES, default="cifar10")
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--train", help="another training split")
-    parser.add_argument("--ensemble", type=int, default=5000)
+    parser.add_argument("--ensemble", type=int, default=0)
     parser.add_argument(
         "--budgets",
         nargs="*",
@@ -70,9 +69,9 @@ def main():
     if options.part != "exits":
         plain = run.plain()
     if options.part != "plain":
-        before, model = run.with_exits()
+        model = run.with_exits()
     if options.part is None:
-        figures(options, run, plain, before, model)
+        figures(options, run, plain, model)
 
 
 class Run:
@@ -111,7 +110,7 @@ class Run:
         self._train(network, name, first)
 
     def with_exits(self):
-        """The one with exits: observed before the ensembles, and trained."""
+        """The one with exits, trained."""
         model = ee.add_exits(
             self._begun(),
             list(self.recipe.exits),
@@ -125,12 +124,12 @@ class Run:
             model.compile(self._optimizer("after"), objective)
             first = self.recipe.before + self.recipe.epochs
             self._train(model, "after", first)
-        before = ee.calibration.observe(model, *self.test, verbose=0)
-        objective = ee.objectives.get("zero_time_waste", ensemble_epochs=1)
-        model.compile(keras.optimizers.Adam(0.02), objective)
-        some = self._batches(self._options.seed, self._options.ensemble)
-        model.fit(some, epochs=1, verbose=0, shuffle=False)
-        return before, model
+        if self._options.ensemble:
+            objective = ee.objectives.get("zero_time_waste", ensemble_epochs=1)
+            model.compile(keras.optimizers.Adam(0.02), objective)
+            some = self._batches(self._options.seed, self._options.ensemble)
+            model.fit(some, epochs=1, verbose=0, shuffle=False)
+        return model
 
     def _begun(self):
         """The network that both go on from."""
@@ -198,7 +197,7 @@ class Run:
                 raise SystemExit("Time is up. Run again to go on.")
 
 
-def figures(options, run, plain, before, model):
+def figures(options, run, plain, model):
     """Prints, writes and draws what came out, on the test split."""
     plain.save(options.output / "plain.keras")
     model.save(options.output / "model.keras")
@@ -213,8 +212,7 @@ def figures(options, run, plain, before, model):
         if budget > model.relative_costs[0]
     ]
     print(f"plain {accuracy:.2%}")
-    for name, seen in (("before the ensembles", before), ("exits", test)):
-        print(name, np.round(100 * seen.exit_accuracies(), 2).tolist())
+    print("exits", np.round(100 * test.exit_accuracies(), 2).tolist())
     print("costs", np.round(test.relative_costs, 3).tolist())
     for row in rows:
         row["below_plain"] = 100 * (accuracy - row["accuracy"])
@@ -234,20 +232,12 @@ def figures(options, run, plain, before, model):
         plain_macs=model.plain_macs,
         relative_costs=test.relative_costs.tolist(),
         exit_accuracies=test.exit_accuracies().tolist(),
-        before_ensembles=before.exit_accuracies().tolist(),
+        ensemble=options.ensemble,
     )
     ee.plots.accuracy_cost_curve(
         {"with exits": test},
         references={"plain network, trained alike": accuracy},
         path=options.output / "front.png",
-    )
-    (options.output / "curves.json").write_text(
-        json.dumps(
-            {
-                name: [part.tolist() for part in seen.curve()[1:]]
-                for name, seen in (("exits", test), ("before", before))
-            }
-        )
     )
 
 
