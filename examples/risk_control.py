@@ -5,7 +5,7 @@ on, and then draws calibration sets of several sizes from them again and again:
 each method chooses a threshold for each level of risk, and other samples say
 what that threshold costs and how often the level is missed:
 
-    python examples/risk_control.py                  # digits, about a minute
+    python examples/risk_control.py                  # digits, a minute or two
     python examples/risk_control.py --data mnist --model demo/model.keras
 
 The risk is the performance gap: the accuracy that early exits cost. `per exit`
