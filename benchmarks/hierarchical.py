@@ -19,6 +19,7 @@ import argparse
 import pathlib
 
 RATES = (1, 5, 10, 50, 100)
+NON_EXITED = ("non_exited uint8+zstd", "non_exited uint4+zstd")
 NETWORKS = ("resnet20", "resnet18", "vgg16")
 
 
@@ -43,11 +44,17 @@ def _add_accuracy(commands):
     parser.add_argument(
         "--way", choices=("undivided", "divided"), required=True
     )
-    _add_name(parser)
+    _add_cut(parser)
     parser.add_argument("--images", type=int, default=20_000)
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument(
         "--every", type=int, default=5, help="epochs between two tests"
+    )
+    parser.add_argument(
+        "--ways",
+        nargs="*",
+        default=("all uint8+zstd", *NON_EXITED),
+        help="what goes up, and its codec, for each later segment",
     )
 
     def run(options):
@@ -146,8 +153,7 @@ def _add_process(commands, name):
 
 
 def _add_network(parser):
-    _add_name(parser)
-    parser.add_argument("--layer", help="what the exit is behind, and the cut")
+    _add_cut(parser)
     parser.add_argument("--trained", help="what `accuracy` has written")
     parser.add_argument(
         "--leave", type=float, help="share of the images that leave early"
@@ -160,8 +166,12 @@ def _add_network(parser):
     )
 
 
-def _add_name(parser):
+def _add_cut(parser):
     parser.add_argument("--network", choices=NETWORKS, default=NETWORKS[0])
+    parser.add_argument("--layer", help="what the exit is behind, and the cut")
+    parser.add_argument(
+        "--threshold", type=float, help="the score above which samples leave"
+    )
 
 
 def _added(commands, name, help_text):

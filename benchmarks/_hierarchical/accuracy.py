@@ -22,20 +22,14 @@ from protos.feeding.forwarding import Forwarding
 from protos.tensors import decode, encode
 
 UNDIVIDED = "undivided"
-#: Which samples go up, and the codec: the later segments that are trained.
-WAYS = (
-    ("all", "uint8+zstd"),
-    ("non_exited", "uint8+zstd"),
-    ("non_exited", "uint4+zstd"),
-)
 _ROUND = 3
 
 
 class Undivided:
     """The network in one piece; all exits learn together."""
 
-    def __init__(self, steps, network):
-        self.model = setting.network(network)
+    def __init__(self, steps, start):
+        self.model = start.model()
         self.model.compile(setting.optimizer(steps), setting.BASE)
         self.learned = [self.model]
 
@@ -53,26 +47,30 @@ class Undivided:
 
 
 class Divided:
-    """An edge and several later segments."""
+    """An edge and several later segments, one for each of `ways`.
 
-    def __init__(self, steps, network):
-        self.edge = setting.segments(steps, network)[0]
-        self.clouds = [setting.segments(steps, network)[1] for _ in WAYS]
+    Each of them says which samples go up, and in which codec.
+    """
+
+    def __init__(self, steps, start, ways):
+        self._ways = [way.split() for way in ways]
+        self.edge = start.segments(steps)[0]
+        self.clouds = [start.segments(steps)[1] for _ in ways]
         self.learned = [self.edge, *self.clouds]
         self._spec = training.spec_of(self.edge.agreement(1)["feature"])
-        self._choices = [Forwarding(way, setting.SEED) for way, _ in WAYS]
+        self._choices = [Forwarding(way, setting.SEED) for way, _ in self._ways]
         self._reset()
 
     def _reset(self):
         self.samples = 0
-        self.sent = [0] * len(WAYS)
-        self.bytes_up = [0] * len(WAYS)
+        self.sent = [0] * len(self._ways)
+        self.bytes_up = [0] * len(self._ways)
 
     def step(self, x, y, epoch, sequence):
         outputs = self.edge.learn(x, y).outputs
         labels = labels_of(y, self.edge.head)
         self.samples += len(labels)
-        for i, (_, codec) in enumerate(WAYS):
+        for i, (_, codec) in enumerate(self._ways):
             rows, weight = self._choices[i].choose(
                 self.edge, outputs, None, epoch, sequence
             )
@@ -91,7 +89,7 @@ class Divided:
         """Accuracies, and what went up since they were last asked for."""
         edge = self.edge.net.predict(x, batch_size=256, verbose=0)
         rows = {}
-        for i, (forward, codec) in enumerate(WAYS):
+        for i, (forward, codec) in enumerate(self._ways):
             found = self.clouds[i].net.predict(
                 edge["feature"], batch_size=256, verbose=0
             )
@@ -114,18 +112,23 @@ def run(options):
         x, y, None, setting.BATCH, True, setting.augment, setting.SEED
     )
     steps = options.epochs * len(batches)
-    kind = Undivided if options.way == UNDIVIDED else Divided
-    made = kind(steps, options.network)
+    start = setting.Start(
+        options.network, options.layer, threshold=options.threshold
+    )
+    if options.way == UNDIVIDED:
+        made = Undivided(steps, start)
+    else:
+        made = Divided(steps, start, options.ways)
     folder = options.folder / "accuracy"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / options.way
     epoch, rows = _restore(path, made.learned)
     while epoch < options.epochs:
-        start = time.process_time()
+        begun = time.process_time()
         for index, (xs, ys, _) in enumerate(batches.of_pass(epoch)):
             made.step(xs, ys, epoch, epoch * len(batches) + index)
         epoch += 1
-        row = {"epoch": epoch, "cpu_seconds": time.process_time() - start}
+        row = {"epoch": epoch, "cpu_seconds": time.process_time() - begun}
         if epoch % options.every == 0 or epoch == options.epochs:
             row["figures"] = made.figures(*test)
         rows.append(row)

@@ -32,14 +32,16 @@ class Start:
         layer: What the exit is behind; `None` for that in `LAYERS`.
         trained: What `accuracy --way divided` has written; `None` for untrained
             weights.
-        leave: Share of images that are to leave at the exit; `None` leaves
-            the threshold as it is.
+        leave: Share of images that are to leave at the exit.
+        threshold: The score above which they leave, in place of that. With
+            neither it stays as it is.
     """
 
     network: str = "resnet20"
     layer: str | None = None
     trained: str | None = None
     leave: float | None = None
+    threshold: float | None = None
 
     @classmethod
     def of(cls, options):
@@ -67,7 +69,16 @@ class Start:
                 float(np.quantile(found.max(-1), 1 - self.leave)), 3
             )
             model.policy.threshold = threshold
+        if self.threshold is not None:
+            model.policy.threshold = self.threshold
         return model
+
+    def segments(self, steps):
+        """The two segments of the network, compiled."""
+        found = ee.split(self.model(), CUT, BASE)
+        for segment in found:
+            segment.compile(optimizer(steps))
+        return found
 
 
 def network(name="resnet20", layer=None):
@@ -119,14 +130,6 @@ def optimizer(steps=10**9):
     return keras.optimizers.Adam(
         keras.optimizers.schedules.CosineDecay(LEARNING_RATE, steps)
     )
-
-
-def segments(steps, name):
-    """The two segments of a network, compiled."""
-    found = ee.split(network(name), CUT, BASE)
-    for segment in found:
-        segment.compile(optimizer(steps))
-    return found
 
 
 def images(split):
