@@ -155,9 +155,7 @@ RECIPES = {
         splits=("train[:15000]", "train[45000:]", "test"),
         network=resnet_cifar(44),
         exits=("block2_out", "block9_out"),
-        epochs=3,
-        before=5,
-        after=2,
+        epochs=6,
         batch=64,
     ),
     "svhn": dataclasses.replace(
