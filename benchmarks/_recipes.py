@@ -76,6 +76,24 @@ def narrowing(size, more):
     return block
 
 
+def separable(size, filters):
+    """An exit block as `narrowing`, of half of the multiply-adds and less.
+
+    Each convolution is one per filter and one of size 1. The filters double
+    with each stride of 2, to `filters`; one of stride 1 follows.
+    """
+
+    def block(feature):
+        x = feature
+        strides = (feature.shape[1] // size).bit_length() - 1
+        for left in reversed(range(strides)):
+            x = _separable(x, filters >> left, 2)
+        x = _separable(x, filters)
+        return layers.GlobalAveragePooling2D()(x)
+
+    return block
+
+
 def resnet_cifar(depth):
     return lambda: ee.backbones.resnet_cifar(depth, (32, 32, 3), 10)
 
@@ -123,20 +141,39 @@ def _conv(x, filters, size=3, strides=1, relu=True):
     return layers.ReLU()(x) if relu else x
 
 
+def _separable(x, filters, strides=1):
+    x = layers.DepthwiseConv2D(
+        3,
+        strides,
+        padding="same",
+        use_bias=False,
+        depthwise_initializer="he_normal",
+    )(x)
+    x = layers.BatchNormalization(momentum=0.9)(x)
+    return _conv(x, filters, 1)
+
+
 _TINY = ("train[:9000]", "train[9000:]", "validation")
 
 _CIFAR10 = Recipe(
     "cifar10",
     ("train[:45000]", "train[45000:]", "test"),
     resnet_cifar(20),
-    ("block1_out", "block4_out"),
-    narrowing(8, 1),
+    ("block1_out", "block3_out", "block5_out"),
+    separable(8, 128),
     epochs=8,
     batch=128,
     optimizer=sgd,
 )
 # Exits that come late to a network that is trained already.
-_LATE = dataclasses.replace(_CIFAR10, epochs=4, before=8, after=4)
+_LATE = dataclasses.replace(
+    _CIFAR10,
+    exits=("block1_out", "block4_out"),
+    block=narrowing(8, 1),
+    epochs=4,
+    before=8,
+    after=4,
+)
 
 RECIPES = {
     "mnist": Recipe(
@@ -154,7 +191,7 @@ RECIPES = {
         _CIFAR10,
         splits=("train[:15000]", "train[45000:]", "test"),
         network=resnet_cifar(44),
-        exits=("block2_out", "block9_out"),
+        exits=("block3_out", "block8_out", "block13_out"),
         epochs=6,
         batch=64,
     ),

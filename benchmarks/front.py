@@ -206,11 +206,9 @@ def figures(options, run, plain, model):
     accuracy = float(np.mean(found == y))
     held_out = ee.calibration.observe(model, *run.calibration, verbose=0)
     test = ee.calibration.observe(model, x, y, verbose=0)
-    rows = [
-        at_budget(held_out, test, budget)
-        for budget in options.budgets
-        if budget > model.relative_costs[0]
-    ]
+    budgets = [x for x in options.budgets if x > model.relative_costs[0]]
+    ways = list(ways_to_answer(held_out, budgets))
+    rows = [at_budget(ways, test, budget) for budget in budgets]
     print(f"plain {accuracy:.2%}")
     print("exits", np.round(100 * test.exit_accuracies(), 2).tolist())
     print("costs", np.round(test.relative_costs, 3).tolist())
@@ -241,30 +239,40 @@ def figures(options, run, plain, model):
     )
 
 
-def at_budget(held_out, test, budget):
-    """The best way to keep a budget on the one, and what it does on the other.
+def ways_to_answer(seen, budgets):
+    """Policies and thresholds with what they cost and how good they are.
 
     Tried are a threshold for all exits, one for each so that geometric
     shares leave, and all combinations of some quantiles of the scores.
+
+    Yields:
+        (cost, accuracy, policy, thresholds).
     """
-    best = None
     for policy in POLICIES:
-        seen = held_out.scored_by(policy)
-        shared, costs, _ = seen.curve(400)
-        within = shared[costs <= budget]
-        shares = ee.calibration.exit_shares_for(budget, seen.relative_costs)
+        seen = seen.scored_by(policy)
+        shared, _, _ = seen.curve(400)
+        shares = (
+            ee.calibration.exit_shares_for(budget, seen.relative_costs)
+            for budget in budgets
+        )
         quantiles = np.quantile(seen.scores, np.linspace(0, 1, 41), axis=0)
         for thresholds in (
-            float(within[-1]),
-            ee.calibration.thresholds_for_shares(seen, shares),
+            *shared.tolist(),
+            *(ee.calibration.thresholds_for_shares(seen, x) for x in shares),
             *itertools.product(*quantiles.T),
         ):
-            if seen.mean_cost(thresholds) > budget:
-                continue
-            accuracy = seen.accuracy(thresholds)
-            if best is None or accuracy > best[0]:
-                best = accuracy, policy, thresholds
-    _, policy, thresholds = best
+            cost, accuracy = (
+                seen.mean_cost(thresholds),
+                seen.accuracy(thresholds),
+            )
+            yield cost, accuracy, policy, thresholds
+
+
+def at_budget(ways, test, budget):
+    """What the best of the ways within a budget does on other samples."""
+    _, _, policy, thresholds = max(
+        (way for way in ways if way[0] <= budget), key=lambda way: way[1]
+    )
     test = test.scored_by(policy)
     return {
         "budget": budget,
