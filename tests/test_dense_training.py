@@ -41,7 +41,7 @@ def test_every_exit_answers_at_every_position(trained):
     assert model.head.positions == y.shape[1:]
 
 
-@pytest.mark.backends
+@pytest.mark.backends_long
 def test_training_learns_every_exit(trained):
     model, (x, y) = trained
     assert model.losses_seen[-1] < 0.7 * model.losses_seen[0]
@@ -63,7 +63,7 @@ def thresholds_in_use(model, x):
     ]
 
 
-@pytest.mark.backends
+@pytest.mark.backends_long
 def test_evaluate_says_what_predict_gives(trained):
     model, (x, y) = trained
     model.policy.threshold = thresholds_in_use(model, x)
@@ -86,7 +86,7 @@ def test_evaluate_says_what_predict_gives(trained):
         np.testing.assert_allclose(value, logs[name], atol=1e-5)
 
 
-@pytest.mark.backends
+@pytest.mark.backends_long
 @pytest.mark.parametrize("reduce", ["mean", 0.1])
 def test_a_batch_is_answered_as_its_samples_alone(trained, reduce):
     model, (x, _) = trained
@@ -113,7 +113,7 @@ def test_a_batch_is_answered_as_its_samples_alone(trained, reduce):
         )
 
 
-@pytest.mark.backends
+@pytest.mark.backends_long
 @pytest.mark.parametrize("risk", ["consistency", "performance_gap"])
 def test_calibrate_keeps_the_risk_over_positions(trained, risk):
     model, (x, y) = trained
@@ -130,7 +130,7 @@ def test_calibrate_keeps_the_risk_over_positions(trained, risk):
     assert report.expected_relative_cost < model.relative_costs[-1]
 
 
-@pytest.mark.backends
+@pytest.mark.backends_long
 def test_a_saved_model_answers_the_same(trained, tmp_path):
     model, (x, y) = trained
     model.policy.threshold = thresholds_in_use(model, x)

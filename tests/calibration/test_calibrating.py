@@ -15,7 +15,7 @@ from keras_earlyexit.calibration import (
     observe,
 )
 
-pytestmark = pytest.mark.backends
+pytestmark = pytest.mark.backends_long
 METHODS = ("empirical", "crc", "ucb", "ucb_hb", "ltt")
 INF = float("inf")
 

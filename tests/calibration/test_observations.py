@@ -10,7 +10,7 @@ import pytest
 import keras_earlyexit as ee
 from keras_earlyexit.calibration import Observations, _reading, observe
 
-pytestmark = pytest.mark.backends
+pytestmark = pytest.mark.backends_long
 
 
 def pixels(split):
