@@ -41,12 +41,15 @@ def channel_options(max_message_bytes, ping_timeout_s=PING_TIMEOUT_S):
     ]
 
 
-def server_options(max_message_bytes, max_concurrent_streams):
+def server_options(
+    max_message_bytes, max_concurrent_streams, ping_timeout_s=PING_TIMEOUT_S
+):
     """Options of a cloud worker's server.
 
     Args:
         max_message_bytes: Largest message, both ways.
         max_concurrent_streams: Calls at the same time on one connection.
+        ping_timeout_s: As in `channel_options`.
 
     Returns:
         A list of pairs, as `grpc.server` takes it.
@@ -54,7 +57,7 @@ def server_options(max_message_bytes, max_concurrent_streams):
     return [
         *_message_sizes(max_message_bytes),
         # Edges that vanished are found too, but nobody waits for that.
-        *_pings(4 * _PING_EVERY_MS, PING_TIMEOUT_S),
+        *_pings(4 * _PING_EVERY_MS, ping_timeout_s),
         ("grpc.max_concurrent_streams", max_concurrent_streams),
         # Below what edges send, or they would be turned away for pinging.
         ("grpc.http2.min_ping_interval_without_data_ms", 1_000),

@@ -28,6 +28,8 @@ SERVICE = "keras_earlyexit.benchmarks.Baselines"
 #: Of images, features and gradients.
 CODEC = "uint8+zstd"
 _MAX_BYTES = 1 << 28
+#: A batch of images takes seconds on a slow link; pings come behind it.
+_PING_TIMEOUT_S = 60.0
 _ROWS = 1024
 _IMAGES = Feature("images", (None, 32, 32, 3), "uint8")
 _LABELS = Feature("labels", (None,), "int32")
@@ -54,7 +56,7 @@ class Cloud:
         """Starts a server on loopback; returns it and its port."""
         server = grpc.server(
             concurrent.futures.ThreadPoolExecutor(2),
-            options=server_options(_MAX_BYTES, 8),
+            options=server_options(_MAX_BYTES, 8, _PING_TIMEOUT_S),
         )
         handlers = {
             name: grpc.stream_stream_rpc_method_handler(
@@ -131,8 +133,7 @@ class Edge:
         self._apply = tf.function(lambda g: self._optimizer.apply(g, weights))
         shape = (None, *self._part.output.shape[1:])
         self._gradient = Feature("gradient", shape, "float32")
-        # A batch of images takes seconds on a slow link; pings come behind it.
-        self._channel = open_channel(target, None, _MAX_BYTES, 60.0)
+        self._channel = open_channel(target, None, _MAX_BYTES, _PING_TIMEOUT_S)
         self._rng = np.random.default_rng(setting.SEED)
 
     def ahead(self, x):
