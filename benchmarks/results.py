@@ -30,7 +30,10 @@ EXPERIMENTS = {
         f"benchmarks/front.py mnist --seed {seed} --output {{out}}/{seed}"
         for seed in range(3)
     ],
-    "cifar10_front": ["benchmarks/front.py cifar10 --output {out}"],
+    "cifar10_front": [
+        "benchmarks/front.py cifar10 --output {out}",
+        "benchmarks/front.py cifar10_late --output {out}/late",
+    ],
     "tiny_imagenet": [
         f"benchmarks/front.py {recipe} --output {{out}}/{recipe}"
         for recipe in ("resnet18", "mobilenetv2")
@@ -51,7 +54,8 @@ EXPERIMENTS = {
         "examples/risk_control.py --data mnist --draws 100 "
         "--output {out}/mnist",
         "examples/risk_control.py --data cifar10 --draws 100 "
-        "--model {out}/../cifar10_front/model.keras --output {out}/cifar10",
+        "--model {out}/../cifar10_front/late/model.keras "
+        "--output {out}/cifar10",
     ],
     "summarisation": ["benchmarks/summarisation.py --output {out}"],
     "jei": [
@@ -61,7 +65,8 @@ EXPERIMENTS = {
     "jei_frozen": [
         "benchmarks/jei.py --output {out}/mnist",
         "benchmarks/jei.py --data cifar10 "
-        "--plain {out}/../cifar10_front/plain.keras --output {out}/cifar10",
+        "--plain {out}/../cifar10_front/late/plain.keras "
+        "--output {out}/cifar10",
     ],
     "objectives": ["examples/compare.py --data mnist --output {out}"],
     "tuning": [
@@ -70,10 +75,22 @@ EXPERIMENTS = {
         "--output {out}/rows.json"
     ],
     "hierarchical": [
-        "benchmarks/hierarchical.py accuracy --way undivided --folder {out}",
-        "benchmarks/hierarchical.py accuracy --way divided --folder {out}",
-        "benchmarks/hierarchical.py speed --plan --leave 0.5 "
+        *(
+            f"benchmarks/hierarchical.py accuracy --way {way} {cut}"
+            for cut in (
+                "--folder {out}",
+                "--layer block4_out --threshold 0.6 --folder {out}/block4",
+            )
+            for way in ("undivided", "divided")
+        ),
+        "benchmarks/hierarchical.py speed --paced --plan --leave 0.5 "
         "--trained {out}/accuracy/divided --output {out}/speed.json",
+        "benchmarks/hierarchical.py speed --paced --plan --leave 0.5 "
+        "--layer block4_out --trained {out}/block4/accuracy/divided "
+        "--output {out}/block4/speed.json",
+        "benchmarks/hierarchical.py speed --paced --plan --leave 0.5 "
+        "--network resnet18 --layer block6_out --steps 79 --rates 1 "
+        "--output {out}/resnet18.json",
     ],
     "peers": [
         "benchmarks/peers.py --torch-python {torch_python} --eenets {eenets} "
