@@ -192,7 +192,7 @@ RECIPES = {
         splits=("train[:15000]", "train[45000:]", "test"),
         network=resnet_cifar(44),
         exits=("block3_out", "block8_out", "block13_out"),
-        epochs=6,
+        epochs=4,
         batch=64,
     ),
     "svhn": dataclasses.replace(
