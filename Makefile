@@ -16,6 +16,8 @@ ARGS :=
 BENCH := $(wildcard benchmarks/[a-z]*.py)
 
 BIN := $(VENV)/bin/python
+# What TensorFlow notes of every graph would bury what is printed here.
+export TF_CPP_MIN_LOG_LEVEL ?= 2
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
