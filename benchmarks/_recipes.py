@@ -162,6 +162,7 @@ _CIFAR10 = Recipe(
     ("block1_out", "block3_out", "block5_out"),
     separable(8, 128),
     epochs=8,
+    after=4,
     batch=128,
     optimizer=sgd,
 )
@@ -193,6 +194,7 @@ RECIPES = {
         network=resnet_cifar(44),
         exits=("block3_out", "block8_out", "block13_out"),
         epochs=4,
+        after=0,
         batch=64,
     ),
     "svhn": dataclasses.replace(
