@@ -249,23 +249,20 @@ def ways_to_answer(seen, budgets):
         (cost, accuracy, policy, thresholds).
     """
     for policy in POLICIES:
-        seen = seen.scored_by(policy)
-        shared, _, _ = seen.curve(400)
+        scored = seen.scored_by(policy)
+        shared, _, _ = scored.curve(400)
         shares = (
-            ee.calibration.exit_shares_for(budget, seen.relative_costs)
+            ee.calibration.exit_shares_for(budget, scored.relative_costs)
             for budget in budgets
         )
-        quantiles = np.quantile(seen.scores, np.linspace(0, 1, 41), axis=0)
+        quantiles = np.quantile(scored.scores, np.linspace(0, 1, 41), axis=0)
         for thresholds in (
             *shared.tolist(),
-            *(ee.calibration.thresholds_for_shares(seen, x) for x in shares),
+            *(ee.calibration.thresholds_for_shares(scored, x) for x in shares),
             *itertools.product(*quantiles.T),
         ):
-            cost, accuracy = (
-                seen.mean_cost(thresholds),
-                seen.accuracy(thresholds),
-            )
-            yield cost, accuracy, policy, thresholds
+            cost = scored.mean_cost(thresholds)
+            yield cost, scored.accuracy(thresholds), policy, thresholds
 
 
 def at_budget(ways, test, budget):
