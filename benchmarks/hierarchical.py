@@ -19,6 +19,7 @@ import argparse
 import pathlib
 
 RATES = (1, 5, 10, 50, 100)
+ALL = ("all uint8+zstd", "all uint4+zstd")
 NON_EXITED = ("non_exited uint8+zstd", "non_exited uint4+zstd")
 NETWORKS = ("resnet20", "resnet18", "vgg16")
 
@@ -52,8 +53,9 @@ def _add_accuracy(commands):
     )
     parser.add_argument(
         "--ways",
-        nargs="*",
-        default=("all uint8+zstd", *NON_EXITED),
+        nargs="+",
+        choices=(*ALL, *NON_EXITED),
+        default=(ALL[0], *NON_EXITED),
         help="what goes up, and its codec, for each later segment",
     )
 

@@ -105,6 +105,10 @@ class Divided:
 
 def run(options):
     """Trains one of both ways; prints and notes the figures."""
+    start = setting.Start(
+        options.network, options.layer, threshold=options.threshold
+    )
+    start.check()
     x, y = setting.images(f"train[:{options.images}]")
     test = setting.images("test")
     test = setting.normal(test[0]), test[1]
@@ -112,9 +116,6 @@ def run(options):
         x, y, None, setting.BATCH, True, setting.augment, setting.SEED
     )
     steps = options.epochs * len(batches)
-    start = setting.Start(
-        options.network, options.layer, threshold=options.threshold
-    )
     if options.way == UNDIVIDED:
         made = Undivided(steps, start)
     else:

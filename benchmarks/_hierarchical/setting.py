@@ -73,6 +73,13 @@ class Start:
             model.policy.threshold = self.threshold
         return model
 
+    def check(self):
+        """Ends the program with a sentence if there is no such network."""
+        try:
+            self.model()
+        except (FileNotFoundError, ValueError) as error:
+            raise SystemExit(f"hierarchical.py: {error}") from error
+
     def segments(self, steps):
         """The two segments of the network, compiled."""
         found = ee.split(self.model(), CUT, BASE)

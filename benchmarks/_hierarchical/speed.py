@@ -24,11 +24,8 @@ def run(options):
     """Runs all ways in turn for each rate; prints and notes the figures."""
     ways = options.ways or WAYS
     start = setting.Start.of(options)
-    try:
-        # Both processes make it too, and could not say what is wrong.
-        start.model()
-    except (FileNotFoundError, ValueError) as error:
-        raise SystemExit(f"hierarchical.py speed: {error}") from error
+    # Both processes make it too, and could not say what is wrong.
+    start.check()
     rows = []
     with (
         tempfile.TemporaryDirectory() as folder,
