@@ -22,6 +22,7 @@ RATES = (1, 5, 10, 50, 100)
 ALL = ("all uint8+zstd", "all uint4+zstd")
 NON_EXITED = ("non_exited uint8+zstd", "non_exited uint4+zstd")
 NETWORKS = ("resnet20", "resnet18", "vgg16")
+BLOCKS = ("conv", "narrowing")
 
 
 def main():
@@ -171,6 +172,12 @@ def _add_network(parser):
 def _add_cut(parser):
     parser.add_argument("--network", choices=NETWORKS, default=NETWORKS[0])
     parser.add_argument("--layer", help="what the exit is behind, and the cut")
+    parser.add_argument(
+        "--block",
+        choices=BLOCKS,
+        default=BLOCKS[0],
+        help="what reads the exit's feature",
+    )
     parser.add_argument(
         "--threshold", type=float, help="the score above which samples leave"
     )

@@ -106,7 +106,10 @@ class Divided:
 def run(options):
     """Trains one of both ways; prints and notes the figures."""
     start = setting.Start(
-        options.network, options.layer, threshold=options.threshold
+        options.network,
+        options.layer,
+        options.block,
+        threshold=options.threshold,
     )
     start.check()
     x, y = setting.images(f"train[:{options.images}]")

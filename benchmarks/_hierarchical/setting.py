@@ -30,6 +30,9 @@ class Start:
     Args:
         network: One of `LAYERS`.
         layer: What the exit is behind; `None` for that in `LAYERS`.
+        block: What reads the feature for the exit: `"conv"`, or
+            `"narrowing"`, convolutions of stride 2 that double the filters
+            until an image is 4 wide.
         trained: What `accuracy --way divided` has written; `None` for untrained
             weights.
         leave: Share of images that are to leave at the exit.
@@ -39,6 +42,7 @@ class Start:
 
     network: str = "resnet20"
     layer: str | None = None
+    block: str = "conv"
     trained: str | None = None
     leave: float | None = None
     threshold: float | None = None
@@ -53,7 +57,7 @@ class Start:
         """The network, the same each time."""
         from keras_earlyexit import snapshots
 
-        model = network(self.network, self.layer)
+        model = network(self.network, self.layer, self.block)
         if self.trained is not None:
             arrays, _ = snapshots.read(self.trained)
             for segment in ee.split(model, CUT, BASE)[:2]:
@@ -88,14 +92,16 @@ class Start:
         return found
 
 
-def network(name="resnet20", layer=None):
+def network(name="resnet20", layer=None, block="conv"):
     """An untrained network with one exit, the same each time.
 
     Args:
         name: One of `LAYERS`.
         layer: What the exit is behind; `None` for that in `LAYERS`.
+        block: As for `Start`.
     """
     import keras
+    from _recipes import narrowing
 
     keras.utils.set_random_seed(SEED)
     shape = (32, 32, 3)
@@ -108,7 +114,7 @@ def network(name="resnet20", layer=None):
     return ee.add_exits(
         plain,
         [layer or LAYERS[name]],
-        block="conv",
+        block=narrowing(4, 0) if block == "narrowing" else block,
         policy="max_probability",
     )
 
