@@ -89,6 +89,8 @@ class Learner:
         self._failed_at = None
         self.steps = 0
         self.refused = 0
+        #: Seconds that the last commit took.
+        self.commit_s = 0.0
         if ledger.read() is None:
             # Something to go back to, and a disk that is known to work.
             self._write()
@@ -250,7 +252,9 @@ class Learner:
                 for name, edge in self._edges.items()
             },
         }
+        started = self._clock()
         self._ledger.write(self._stepper.state(), facts)
+        self.commit_s = self._clock() - started
         self._failed_at = None
         self._pending = 0
         for edge in self._edges.values():

@@ -85,6 +85,11 @@ class LearningThread:
         elapsed_s = max(time.monotonic() - self._began, 1e-9)
         return max(0.0, 1.0 - self._busy_s / elapsed_s)
 
+    @property
+    def commit_s(self):
+        """Seconds that the last commit took."""
+        return self._learner.commit_s
+
     async def meet(self, edge_id, epoch):
         """As `Learner.meet`."""
         return await self._run(self._learner.meet, edge_id, epoch)

@@ -20,6 +20,12 @@ _GAP = split_pb2.Status(
 )
 
 
+#: A pause lasts so many times as long as a commit before it is used for one.
+#: On a slow link there is a pause after each batch, and a large segment that
+#: was written in each would keep the next batch waiting.
+_IDLE_COMMITS = 4
+
+
 class Trainer:
     """Answers the methods `Hello`, to train, and `Train`.
 
@@ -33,7 +39,7 @@ class Trainer:
         max_rows: Rows of the largest batch.
         window: Batches of an edge that may wait here.
         idle_commit_s: Seconds without a batch after which what is applied is
-            committed.
+            committed, or four times what the last commit took, if that is more.
         on_health: Called with `True` or `False` when commits start to work,
             or to fail.
         averaging: An `Averaging` of the edges' own segments, or `None`.
@@ -208,12 +214,17 @@ class Trainer:
         self.stop()
         await self._learning.close(drain_s)
 
+    @property
+    def _idle_s(self):
+        """Seconds without a batch before a commit."""
+        return max(self._idle_commit_s, _IDLE_COMMITS * self._learning.commit_s)
+
     async def _train(self, requests, edge_id):
         arrivals = Arrivals(requests, self._window)
         try:
             told = 0
             while not self._is_stopping:
-                request = await arrivals.next(self._idle_commit_s)
+                request = await arrivals.next(self._idle_s)
                 if request is END:
                     break
                 if request is None:

@@ -149,6 +149,27 @@ def test_slow_link_is_not_taken_for_a_dead_one(setup):
     assert setup.proxy.traffic[UP].num_bytes < payload + 64 * 605
 
 
+def test_pauses_between_batches_are_not_filled_with_long_commits(
+    setup, monkeypatch
+):
+    """Each would keep the batch waiting that comes meanwhile."""
+    state, commits = setup.stepper.state, []
+
+    def takes_long():
+        commits.append(setup.stepper)
+        time.sleep(0.2)
+        return state()
+
+    monkeypatch.setattr(setup.stepper, "state", takes_long)
+    for _ in range(10):
+        setup.add(1)
+        time.sleep(0.3)
+    setup.drain()
+    # Two of five batches each, one before the first was measured, one at most
+    # after the last.
+    assert len(commits) <= 4
+
+
 def test_disk_of_the_cloud_is_full_for_a_while(setup, monkeypatch):
     from keras_earlyexit import snapshots
 
