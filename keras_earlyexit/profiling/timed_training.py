@@ -14,6 +14,7 @@ import numpy as np
 from keras_earlyexit import call_graph, surgery
 from keras_earlyexit.cost.profiles import segment_name
 from keras_earlyexit.exit_graph import FINAL
+from keras_earlyexit.fusing import fused_network
 from keras_earlyexit.profiling.bundle_runs import Run
 from keras_earlyexit.splitting.partitioning import MEMORY, partition
 from keras_earlyexit.stages import FEATURE
@@ -105,6 +106,9 @@ def _compiled(segment, optimizer, model):
             if key not in (FEATURE, MEMORY)
         }
     trained = keras.Model(segment.input, outputs)
+    if hasattr(model, "exit_graph"):
+        # As it is in `fit`, and where segments are trained apart.
+        trained = fused_network(trained)
     trained.compile(
         keras.optimizers.get(optimizer),
         loss=keras.tree.map_structure(lambda _: "mean_squared_error", outputs),
