@@ -18,6 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from _hierarchical import setting
+from keras_earlyexit.fusing import fused_network
 from protos import split_pb2
 from protos.feeding.window import Window
 from protos.identity import Feature
@@ -217,7 +218,8 @@ def _parts(model):
     """The network without exits, before the cut and behind it."""
     final = model.net.output["final"]
     feature = model.net.get_layer(model.exit_layers[0]).output
-    return (
-        keras.Model(model.net.input, feature),
-        keras.Model(feature, final),
+    # As the product's own steps are, or it would win by that.
+    return tuple(
+        fused_network(keras.Model(*ends))
+        for ends in ((model.net.input, feature), (feature, final))
     )
