@@ -22,6 +22,8 @@ class Recipe:
         epochs: Passes over the training split, for both.
         before: Passes of the plain network that both go on from.
         after: Passes in which the exits learn on, and nothing else does.
+        taught: How much of what the exits learn from is the answer of the
+            trained plain network, and not the label.
         optimizer: From the number of steps and of those to warm up in.
     """
 
@@ -33,6 +35,7 @@ class Recipe:
     epochs: int
     before: int = 0
     after: int = 0
+    taught: float = 0.0
     batch: int = 64
     optimizer: Callable = lambda steps, warm: adam(steps)
 
@@ -187,6 +190,7 @@ RECIPES = {
         epochs=3,
     ),
     "cifar10": _CIFAR10,
+    "cifar10_taught": dataclasses.replace(_CIFAR10, taught=0.6),
     "cifar10_late": _LATE,
     "cifar10_deeper": dataclasses.replace(
         _CIFAR10,

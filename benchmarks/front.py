@@ -3,11 +3,12 @@
 Both trunks see the same images as often, with the same optimizer; a recipe may
 have them begin as one network. All exits of the one learn together with its
 trunk (`zero_time_waste`, regime `joint`), and then, if the recipe says so, on
-by themselves: an exit sees the answer before its own. With `--ensemble` it
-afterwards answers as an ensemble with those before it, whose few weights are
-trained last, on so many of the images. Policy and thresholds for each budget
-are those that are best on the calibration split, the figures those of the test
-split.
+by themselves: an exit sees the answer before its own. In some recipes the
+trained plain network teaches the one with exits: its answers are a part of the
+labels. With `--ensemble` an exit afterwards answers as an ensemble with those
+before it, whose few weights are trained last, on so many of the images. Policy
+and thresholds for each budget are those that are best on the calibration split,
+the figures those of the test split.
 
     python benchmarks/front.py mnist         # ResNet-20
     python benchmarks/front.py cifar10       # the same
@@ -111,6 +112,7 @@ class Run:
 
     def with_exits(self):
         """The one with exits, trained."""
+        teacher = self.plain() if self.recipe.taught else None
         model = ee.add_exits(
             self._begun(),
             list(self.recipe.exits),
@@ -119,11 +121,11 @@ class Run:
         )
         objective = ee.objectives.get("zero_time_waste", ensemble_epochs=0)
         model.compile(self._optimizer("exits"), objective, regime="joint")
-        self._train(model, "exits", self.recipe.before)
+        self._train(model, "exits", self.recipe.before, teacher)
         if self.recipe.after:
             model.compile(self._optimizer("after"), objective)
             first = self.recipe.before + self.recipe.epochs
-            self._train(model, "after", first)
+            self._train(model, "after", first, teacher)
         if self._options.ensemble:
             objective = ee.objectives.get("zero_time_waste", ensemble_epochs=1)
             model.compile(keras.optimizers.Adam(0.02), objective)
@@ -156,11 +158,21 @@ class Run:
             seed=seed,
         )
 
-    def _train(self, network, name, first):
+    def _taught_by(self, teacher):
+        share, classes = self.recipe.taught, teacher.output_shape[-1]
+
+        def taught(x, y):
+            labels = keras.ops.one_hot(y, classes)
+            return x, (1 - share) * labels + share * teacher(x, training=False)
+
+        return taught
+
+    def _train(self, network, name, first, teacher=None):
         """Trains from where a run before has stopped.
 
         `first` is the number of epochs before, so that each sees the images
-        in an order of its own, the same for both networks.
+        in an order of its own, the same for both networks. What a `teacher`
+        says is a part of the labels.
         """
         path = self._options.output / f"{name}.state"
         epochs = self._epochs(name)
@@ -182,8 +194,11 @@ class Run:
             done = facts["epochs"]
         for epoch in range(done, epochs):
             start = time.process_time()
+            batches = self._batches(1000 * self._options.seed + first + epoch)
+            if teacher is not None:
+                batches = batches.map(self._taught_by(teacher))
             network.fit(
-                self._batches(1000 * self._options.seed + first + epoch),
+                batches,
                 initial_epoch=epoch,
                 epochs=epoch + 1,
                 verbose=2,

@@ -25,13 +25,19 @@ EXPERIMENTS = {
         "benchmarks/eenets.py --train train[:10000] --epochs 3 "
         "--output {out}/figures.json --picture {out}/eenet8.png"
     ],
-    "cost_losses": ["benchmarks/cost_losses.py --output {out}/rows.json"],
+    "cost_losses": [
+        "benchmarks/cost_losses.py --output {out}/rows.json",
+        "benchmarks/cost_losses.py --data cifar10 --seeds 1 "
+        "--output {out}/cifar10.json",
+    ],
     "mnist_front": [
         f"benchmarks/front.py mnist --seed {seed} --output {{out}}/{seed}"
         for seed in range(3)
     ],
     "cifar10_front": [
         "benchmarks/front.py cifar10 --output {out}",
+        "benchmarks/front.py cifar10_taught --ensemble 15000 "
+        "--output {out}/taught",
         "benchmarks/front.py cifar10_late --output {out}/late",
     ],
     "tiny_imagenet": [
