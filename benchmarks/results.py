@@ -86,14 +86,17 @@ EXPERIMENTS = {
             for cut in (
                 "--folder {out}",
                 "--layer block4_out --threshold 0.6 --folder {out}/block4",
+                "--layer block4_out --block narrowing --threshold 0.8 "
+                "--folder {out}/narrowing",
             )
             for way in ("undivided", "divided")
         ),
         "benchmarks/hierarchical.py speed --paced --plan --leave 0.5 "
         "--trained {out}/accuracy/divided --output {out}/speed.json",
-        "benchmarks/hierarchical.py speed --paced --plan --leave 0.5 "
-        "--layer block4_out --trained {out}/block4/accuracy/divided "
-        "--output {out}/block4/speed.json",
+        "benchmarks/hierarchical.py speed --paced --plan --threshold 0.8 "
+        "--layer block4_out --block narrowing "
+        "--trained {out}/narrowing/accuracy/divided "
+        "--output {out}/narrowing/speed.json",
         "benchmarks/hierarchical.py speed --paced --plan --leave 0.5 "
         "--network resnet18 --layer block6_out --steps 79 --rates 1 "
         "--output {out}/resnet18.json",

@@ -31,8 +31,8 @@ class Start:
         network: One of `LAYERS`.
         layer: What the exit is behind; `None` for that in `LAYERS`.
         block: What reads the feature for the exit: `"conv"`, or
-            `"narrowing"`, convolutions of stride 2 that double the filters
-            until an image is 4 wide.
+            `"narrowing"`, a network of its own: stride 2 and twice the
+            filters until an image is 8 wide, and one convolution more.
         trained: What `accuracy --way divided` has written; `None` for untrained
             weights.
         leave: Share of images that are to leave at the exit.
@@ -114,7 +114,7 @@ def network(name="resnet20", layer=None, block="conv"):
     return ee.add_exits(
         plain,
         [layer or LAYERS[name]],
-        block=narrowing(4, 0) if block == "narrowing" else block,
+        block=narrowing(8, 1) if block == "narrowing" else block,
         policy="max_probability",
     )
 
