@@ -190,7 +190,7 @@ RECIPES = {
         epochs=3,
     ),
     "cifar10": _CIFAR10,
-    "cifar10_taught": dataclasses.replace(_CIFAR10, taught=0.6),
+    "cifar10_taught": dataclasses.replace(_CIFAR10, after=8, taught=0.6),
     "cifar10_late": _LATE,
     "cifar10_deeper": dataclasses.replace(
         _CIFAR10,

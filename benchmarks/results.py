@@ -36,8 +36,7 @@ EXPERIMENTS = {
     ],
     "cifar10_front": [
         "benchmarks/front.py cifar10 --output {out}",
-        "benchmarks/front.py cifar10_taught --ensemble 15000 "
-        "--output {out}/taught",
+        "benchmarks/front.py cifar10_taught --output {out}/taught",
         "benchmarks/front.py cifar10_late --output {out}/late",
     ],
     "tiny_imagenet": [
