@@ -10,10 +10,10 @@ before it, whose few weights are trained last, on so many of the images. Policy
 and thresholds for each budget are those that are best on the calibration split,
 the figures those of the test split.
 
-    python benchmarks/front.py mnist         # ResNet-20
-    python benchmarks/front.py cifar10       # the same
-    python benchmarks/front.py resnet18      # Tiny-ImageNet, 20 classes
-    python benchmarks/front.py mobilenetv2   # the same
+    python benchmarks/front.py mnist            # ResNet-20
+    python benchmarks/front.py cifar10_taught   # the same
+    python benchmarks/front.py resnet18         # Tiny-ImageNet, 20 classes
+    python benchmarks/front.py mobilenetv2      # the same
 
 A run that was stopped goes on after the last epoch that it has finished.
 """
@@ -177,6 +177,7 @@ class Run:
         path = self._options.output / f"{name}.state"
         epochs = self._epochs(name)
         settings = {
+            "recipe": self._options.recipe,
             "epochs": epochs,
             "train": self.train,
             "seed": self._options.seed,

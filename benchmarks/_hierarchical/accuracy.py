@@ -9,6 +9,7 @@ changes no bit of it is what the tests of the workers are about.
 Stopped at any moment and started again, it goes on after the last epoch.
 """
 
+import dataclasses
 import json
 import time
 
@@ -126,7 +127,13 @@ def run(options):
     folder = options.folder / "accuracy"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / options.way
-    epoch, rows = _restore(path, made.learned)
+    settings = {
+        **dataclasses.asdict(start),
+        "images": options.images,
+        "epochs": options.epochs,
+        "ways": None if options.way == UNDIVIDED else list(options.ways),
+    }
+    epoch, rows = _restore(path, made.learned, settings)
     while epoch < options.epochs:
         begun = time.process_time()
         for index, (xs, ys, _) in enumerate(batches.of_pass(epoch)):
@@ -137,20 +144,26 @@ def run(options):
             row["figures"] = made.figures(*test)
         rows.append(row)
         print(json.dumps(row), flush=True)
-        _save(path, made.learned, epoch, rows)
+        _save(path, made.learned, settings, epoch, rows)
     return rows
 
 
-def _save(path, learned, epoch, rows):
+def _save(path, learned, settings, epoch, rows):
     arrays = [a for model in learned for a in snapshots.state_of(model)]
-    snapshots.write(path, arrays, {"epoch": epoch, "rows": rows})
+    facts = {"settings": settings, "epoch": epoch, "rows": rows}
+    snapshots.write(path, arrays, facts)
 
 
-def _restore(path, learned):
+def _restore(path, learned, settings):
     try:
         arrays, facts = snapshots.read(path)
     except FileNotFoundError:
         return 0, []
+    if facts.get("settings") != settings:
+        raise SystemExit(
+            f"Expected {path} to be of a run with {settings}. Received: one "
+            f"with {facts.get('settings')}. Give another --folder."
+        )
     for model in learned:
         count = len(snapshots.variables_of(model))
         snapshots.restore(model, arrays[:count])
