@@ -158,14 +158,12 @@ class Run:
             seed=seed,
         )
 
-    def _taught_by(self, teacher):
+    def _taught(self, batches, teacher):
         share, classes = self.recipe.taught, teacher.output_shape[-1]
-
-        def taught(x, y):
-            labels = keras.ops.one_hot(y, classes)
-            return x, (1 - share) * labels + share * teacher(x, training=False)
-
-        return taught
+        for x, y in batches.as_numpy_iterator():
+            labels = np.eye(classes, dtype="float32")[y]
+            says = teacher.predict_on_batch(x)
+            yield x, (1 - share) * labels + share * says
 
     def _train(self, network, name, first, teacher=None):
         """Trains from where a run before has stopped.
@@ -197,7 +195,7 @@ class Run:
             start = time.process_time()
             batches = self._batches(1000 * self._options.seed + first + epoch)
             if teacher is not None:
-                batches = batches.map(self._taught_by(teacher))
+                batches = self._taught(batches, teacher)
             network.fit(
                 batches,
                 initial_epoch=epoch,
@@ -238,6 +236,7 @@ def figures(options, run, plain, model):
     write_report(
         options.output / "figures.json",
         rows,
+        packages=("keras", keras.backend.backend()),
         recipe=options.recipe,
         train=run.train,
         epochs=run.recipe.epochs,

@@ -6,6 +6,9 @@ real images; without, random ones.
 
     python benchmarks/split.py
     python benchmarks/split.py --model demo/model.keras --data mnist
+
+Bundles that are in `--folder` are used, so that a machine without TensorFlow
+can measure those of another.
 """
 
 import argparse
@@ -42,6 +45,7 @@ def main():
     parser.add_argument("--data", default="mnist", help="what it answers")
     parser.add_argument("--samples", type=int, default=2000)
     parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument("--folder", type=pathlib.Path, help="of the bundles")
     parser.add_argument("--output", type=pathlib.Path)
     parser.add_argument("--edge", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--load", nargs=5, help=argparse.SUPPRESS)
@@ -56,8 +60,10 @@ def main():
         load_process(*options.load)
         return
     with tempfile.TemporaryDirectory() as folder:
-        folder = pathlib.Path(folder)
-        x, y = write(folder, options)
+        folder = options.folder or pathlib.Path(folder)
+        x, y = samples(options)
+        if not (folder / "cut").exists():
+            write(folder, options, x)
         cut = folder / "cut"
         with cloud_worker(cut / "segment_1") as cloud:
             address = cloud.address
@@ -68,7 +74,12 @@ def main():
                 *throughput(cut, cloud, options.seconds),
                 memory(cut, address),
             ]
-    write_report(options.output, rows, model=options.model or "random")
+    write_report(
+        options.output,
+        rows,
+        packages=("grpcio", "ai-edge-litert"),
+        model=options.model or "random",
+    )
 
 
 def edge_worker(bundle, address, **settings):
@@ -89,27 +100,30 @@ def show(**row):
     return row
 
 
-def write(folder, options):
-    """Writes the bundles; returns inputs, and labels or `None`."""
+def samples(options):
+    """What is asked: inputs, and labels or `None`."""
+    if options.model is None:
+        x = np.random.default_rng(0).normal(size=(options.samples, 32, 32, 3))
+        return x.astype("float32"), None
+    x, y = ee.datasets.load(options.data, "test")
+    x, y = x[: options.samples], y[: options.samples]
+    return ee.datasets.normalize(options.data, x), y
+
+
+def write(folder, options, x):
+    """Writes the bundles, whole and cut."""
     import keras
 
     keras.utils.set_random_seed(0)
-    rng = np.random.default_rng(0)
     if options.model:
         model = keras.models.load_model(options.model)
-        x, y = ee.datasets.load(options.data, "test")
-        x, y = x[: options.samples], y[: options.samples]
-        x = ee.datasets.normalize(options.data, x)
     else:
         plain = ee.backbones.resnet_cifar(20, (32, 32, 3), 10)
         model = ee.add_exits(plain, 2, policy="max_probability")
-        x, y = rng.normal(size=(options.samples, 32, 32, 3)), None
-        x = x.astype("float32")
         scores = ee.calibration.observe(model, x, verbose=0).scores
         model.policy.threshold = np.median(scores, axis=0).tolist()
     ee.export(model, folder / "whole")
     ee.export(model, folder / "cut", cut="exit_0")
-    return x, y
 
 
 def agreement(folder, address, x, y):
