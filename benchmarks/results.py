@@ -40,8 +40,10 @@ EXPERIMENTS = {
         "benchmarks/front.py cifar10_late --output {out}/late",
     ],
     "tiny_imagenet": [
-        f"benchmarks/front.py {recipe} --output {{out}}/{recipe}"
+        f"benchmarks/front.py {recipe} --seed {seed} "
+        f"--output {{out}}/{recipe}/{seed}"
         for recipe in ("resnet18", "mobilenetv2")
+        for seed in range(3)
     ],
     "cifar10_deeper": ["benchmarks/front.py cifar10_deeper --output {out}"],
     "svhn": ["benchmarks/front.py svhn --output {out}"],
