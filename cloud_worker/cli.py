@@ -12,6 +12,10 @@ from keras_earlyexit.cli.shared import EXIT_CODES, ExitCode
 from protos.polling import poll_directly
 
 NAME = "cloud-worker"
+#: After so long a thread that waits for Python gets it. The stages' thread
+#: needs it between two batches, and by default would stand still for up to 5 ms
+#: while the event loop reads messages.
+_SWITCH_S = 2e-4
 
 
 def main(arguments=None):
@@ -61,6 +65,7 @@ def serve(config=None, print_config=False, **flags):
     # gRPC is not needed before, nor could be told how to poll after.
     from cloud_worker import forwarding, logs, server
 
+    sys.setswitchinterval(_SWITCH_S)
     logs.configure(settings.log_level, sys.stdout)
     if settings.engine == "ray":
         from cloud_worker.engines import on_ray

@@ -14,15 +14,22 @@ from keras_earlyexit.cli.shared import ExitCode
 def run(capsys, monkeypatch):
     """Runs the command: exit status, standard output and error."""
     monkeypatch.setenv("COLUMNS", "200")
-    # The command sets up the log of its process, which is ours here.
+    # The command sets up its process, which is ours here.
     monkeypatch.setattr(logs, "configure", lambda level, stream: None)
+    seconds = sys.getswitchinterval()
 
     def command(*arguments):
         code = cli.main([*map(str, arguments)])
         found = capsys.readouterr()
         return code, found.out, found.err
 
-    return command
+    yield command
+    sys.setswitchinterval(seconds)
+
+
+def test_stages_need_not_wait_long_for_python(run):
+    run("serve", "--bundle", "b")
+    assert sys.getswitchinterval() < 1e-3
 
 
 def test_help_names_every_setting(run):
