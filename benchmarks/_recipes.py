@@ -97,6 +97,24 @@ def separable(size, filters):
     return block
 
 
+def residual(size, filters, blocks):
+    """An exit block as `narrowing` that is deeper: a residual network.
+
+    Convolutions of stride 2 until an image is twice `size` wide, then residual
+    blocks, of which the first has stride 2.
+    """
+
+    def block(feature):
+        x = feature
+        while x.shape[1] > 2 * size:
+            x = _conv(x, filters, 3, 2)
+        for number in range(blocks):
+            x = _residual(x, filters, 1 if number else 2)
+        return layers.GlobalAveragePooling2D()(x)
+
+    return block
+
+
 def resnet_cifar(depth):
     return lambda: ee.backbones.resnet_cifar(depth, (32, 32, 3), 10)
 
@@ -109,12 +127,7 @@ def narrow_resnet18():
     for block in range(8):
         filters = 32 << block // 2
         strides = 1 if block % 2 or not block else 2
-        y = _conv(x, filters, 3, strides)
-        y = _conv(y, filters, relu=False)
-        if strides > 1:
-            x = _conv(x, filters, 1, strides, relu=False)
-        x = layers.Add()([x, y])
-        x = layers.ReLU(name=f"block{block + 1}_out")(x)
+        x = _residual(x, filters, strides, f"block{block + 1}_out")
     x = layers.GlobalAveragePooling2D()(x)
     return keras.Model(inputs, layers.Dense(20, "softmax")(x))
 
@@ -142,6 +155,14 @@ def _conv(x, filters, size=3, strides=1, relu=True):
     )(x)
     x = layers.BatchNormalization(momentum=0.9)(x)
     return layers.ReLU()(x) if relu else x
+
+
+def _residual(x, filters, strides, name=None):
+    y = _conv(x, filters, 3, strides)
+    y = _conv(y, filters, relu=False)
+    if strides > 1:
+        x = _conv(x, filters, 1, strides, relu=False)
+    return layers.ReLU(name=name)(layers.Add()([x, y]))
 
 
 def _separable(x, filters, strides=1):

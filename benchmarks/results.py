@@ -89,15 +89,20 @@ EXPERIMENTS = {
                 "--layer block4_out --threshold 0.6 --folder {out}/block4",
                 "--layer block4_out --block narrowing --threshold 0.8 "
                 "--folder {out}/narrowing",
+                "--layer block4_out --block residual --threshold 0.9 "
+                "--folder {out}/residual",
             )
             for way in ("undivided", "divided")
         ),
         "benchmarks/hierarchical.py speed --paced --plan --leave 0.5 "
         "--trained {out}/accuracy/divided --output {out}/speed.json",
-        "benchmarks/hierarchical.py speed --paced --plan --threshold 0.8 "
-        "--layer block4_out --block narrowing "
-        "--trained {out}/narrowing/accuracy/divided "
-        "--output {out}/narrowing/speed.json",
+        *(
+            "benchmarks/hierarchical.py speed --paced --plan "
+            f"--layer block4_out --block {block} --threshold {threshold} "
+            f"--trained {{out}}/{block}/accuracy/divided "
+            f"--output {{out}}/{block}/speed.json"
+            for block, threshold in (("narrowing", 0.8), ("residual", 0.9))
+        ),
         "benchmarks/hierarchical.py speed --paced --plan --leave 0.5 "
         "--network resnet18 --layer block6_out --steps 79 --rates 1 "
         "--output {out}/resnet18.json",

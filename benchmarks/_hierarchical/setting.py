@@ -30,9 +30,10 @@ class Start:
     Args:
         network: One of `LAYERS`.
         layer: What the exit is behind; `None` for that in `LAYERS`.
-        block: What reads the feature for the exit: `"conv"`, or
-            `"narrowing"`, a network of its own: stride 2 and twice the
-            filters until an image is 8 wide, and one convolution more.
+        block: What reads the feature for the exit: `"conv"`, or a network of
+            its own. `"narrowing"`: stride 2 and twice the filters until an
+            image is 8 wide, and one convolution more. `"residual"`: stride 2
+            until it is 8 wide, and three residual blocks, 4 wide.
         trained: What `accuracy --way divided` has written; `None` for untrained
             weights.
         leave: Share of images that are to leave at the exit.
@@ -101,9 +102,10 @@ def network(name="resnet20", layer=None, block="conv"):
         block: As for `Start`.
     """
     import keras
-    from _recipes import narrowing
+    from _recipes import narrowing, residual
 
     keras.utils.set_random_seed(SEED)
+    blocks = {"narrowing": narrowing(8, 1), "residual": residual(4, 48, 3)}
     shape = (32, 32, 3)
     if name == "vgg16":
         plain = _vgg16(shape)
@@ -114,7 +116,7 @@ def network(name="resnet20", layer=None, block="conv"):
     return ee.add_exits(
         plain,
         [layer or LAYERS[name]],
-        block=narrowing(8, 1) if block == "narrowing" else block,
+        block=blocks.get(block, block),
         policy="max_probability",
     )
 
