@@ -45,10 +45,16 @@ def main():
     parser.add_argument("--data", default="mnist", help="what it answers")
     parser.add_argument("--samples", type=int, default=2000)
     parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument(
+        "--nice",
+        type=int,
+        default=0,
+        help="of edges that ask the worker for its throughput",
+    )
     parser.add_argument("--folder", type=pathlib.Path, help="of the bundles")
     parser.add_argument("--output", type=pathlib.Path)
     parser.add_argument("--edge", nargs=2, help=argparse.SUPPRESS)
-    parser.add_argument("--load", nargs=5, help=argparse.SUPPRESS)
+    parser.add_argument("--load", nargs=6, help=argparse.SUPPRESS)
     options = parser.parse_args()
     # As the commands do, also for what runs in one process.
     keep_freed()
@@ -71,7 +77,7 @@ def main():
                 *agreement(folder, address, x, y),
                 *added_time(cut, address, x),
                 *bytes_up(cut, address, x),
-                *throughput(cut, cloud, options.seconds),
+                *throughput(cut, cloud, options.seconds, options.nice),
                 memory(cut, address),
             ]
     write_report(
@@ -221,12 +227,12 @@ def bytes_up(cut, address, x):
     yield show(what="bytes up", leave="all", bytes_up=found.bytes_up)
 
 
-def throughput(cut, cloud, seconds):
+def throughput(cut, cloud, seconds, nice):
     """Samples per second of several edges, over stages in one process.
 
     Both in turn, since machines are not always equally fast; ratios are medians
-    over the turns. Edges, which in use are machines of their own, have the
-    lowest priority: they take what the worker leaves of the cores.
+    over the turns. Edges, which in use are machines of their own, take what the
+    worker leaves of the cores where `nice` is 19.
     """
     bundle = ee.load_bundle(cut / "segment_1")
     spec = _feature_spec(ee.load_bundle(cut / "segment_0"))
@@ -238,7 +244,8 @@ def throughput(cut, cloud, seconds):
             return bundle.route(feature)
 
         for in_flight in IN_FLIGHT:
-            with edges(cut, cloud, size, in_flight, seconds / TURNS) as ask:
+            how = size, in_flight, seconds / TURNS, nice
+            with edges(cut, cloud, *how) as ask:
                 turns = np.array(
                     [
                         (*ask(), *alone(here, size, seconds / TURNS))
@@ -251,6 +258,7 @@ def throughput(cut, cloud, seconds):
                 edges=EDGES,
                 batch=size,
                 in_flight=in_flight,
+                nice=nice,
                 served_per_second=float(np.median(rate)),
                 one_process_per_second=float(np.median(alone_rate)),
                 ratio=float(np.median(rate / alone_rate)),
@@ -272,14 +280,14 @@ def alone(function, rows, seconds):
 
 
 @contextlib.contextmanager
-def edges(cut, cloud, size, in_flight, seconds):
+def edges(cut, cloud, size, in_flight, seconds, nice):
     """Several edges, each a process.
 
     Yields:
         A function that lets them ask for so many seconds, and returns samples
         per second, and processor seconds of the worker for a sample.
     """
-    flags = [cut / "segment_0", cloud.address, size, in_flight, seconds]
+    flags = cut / "segment_0", cloud.address, size, in_flight, seconds, nice
     processes = [
         subprocess.Popen(
             [sys.executable, __file__, "--load", *map(str, flags)],
@@ -310,7 +318,7 @@ def edges(cut, cloud, size, in_flight, seconds):
             process.communicate()
 
 
-def load_process(bundle, address, size, in_flight, seconds):
+def load_process(bundle, address, size, in_flight, seconds, nice):
     """An edge that has so many calls in flight, whenever it is told to."""
     from protos.calling.link import Link
     from protos.security import ClientSecurity
@@ -318,7 +326,7 @@ def load_process(bundle, address, size, in_flight, seconds):
     edge = ee.load_bundle(bundle)
     shape = (int(size), *_feature_spec(edge).shape[1:])
     feature = np.random.default_rng(0).normal(size=shape).astype("float32")
-    os.nice(19)
+    os.nice(int(nice))
     link = Link.of(
         edge.manifest,
         address,
