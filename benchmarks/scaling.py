@@ -81,7 +81,10 @@ def measure(options):
     cores = sorted(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as folder:
         edge, cloud = write(pathlib.Path(folder))
-        flags = ("--num-threads", 1, "--max-queue", MAX_QUEUE)
+        flags = (
+            *("--num-threads", 1, "--workers", 1),
+            *("--max-queue", MAX_QUEUE),
+        )
         with cloud_worker(cloud, *flags) as worker:
             pin(worker.pid, cores[0])
             pin(0, cores[-1])
@@ -166,7 +169,7 @@ def simulated(service, traffic):
 def setting_of(service, **options):
     """A worker like the one that is measured."""
     link = ee.cost.Link(1e12, service.round_trip_seconds)
-    options = {"link": link, **options}
+    options = {"link": link, "workers": 1, **options}
     return Setting(service, DEADLINE_S, max_queue=MAX_QUEUE, **options)
 
 

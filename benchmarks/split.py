@@ -51,6 +51,11 @@ def main():
         default=0,
         help="of edges that ask the worker for its throughput",
     )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        help="of the cloud worker: batches at the same time",
+    )
     parser.add_argument("--folder", type=pathlib.Path, help="of the bundles")
     parser.add_argument("--output", type=pathlib.Path)
     parser.add_argument("--edge", nargs=2, help=argparse.SUPPRESS)
@@ -71,7 +76,8 @@ def main():
         if not (folder / "cut").exists():
             write(folder, options, x)
         cut = folder / "cut"
-        with cloud_worker(cut / "segment_1") as cloud:
+        flags = ("--workers", options.workers) if options.workers else ()
+        with cloud_worker(cut / "segment_1", *flags) as cloud:
             address = cloud.address
             rows = [
                 *agreement(folder, address, x, y),
@@ -84,6 +90,7 @@ def main():
         options.output,
         rows,
         packages=("grpcio", "ai-edge-litert"),
+        workers=options.workers,
         model=options.model or "random",
     )
 

@@ -98,7 +98,9 @@ class Settings(pydantic_settings.BaseSettings):
         4096, description="Calls at the same time; a stream is one."
     )
     workers: Annotated[int, Field(ge=1, le=256)] = Field(
-        1, description="Batches that run at the same time."
+        2,
+        description="Batches that run at the same time: with two, one is made "
+        "ready while the other runs.",
     )
     num_threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(
         None,

@@ -10,13 +10,14 @@ from keras_earlyexit.bundle.reading import load_bundle
 from keras_earlyexit.storage.urls import is_url
 
 
-def load(source, num_threads=None):
+def load(source, num_threads=None, num_calls=1):
     """Loads a bundle, or a model that Keras has saved.
 
     Args:
         source: The folder or the URL of a bundle, or a `.keras` file of an
             `EarlyExitModel`, for which Keras is imported.
         num_threads: Threads that one call may use, for LiteRT and ONNX.
+        num_calls: Calls of a stage at the same time, for LiteRT.
 
     Returns:
         A `Bundle`.
@@ -26,20 +27,19 @@ def load(source, num_threads=None):
         ValueError: If it is damaged or something else.
         ImportError: If what runs it is not installed.
     """
-    if is_url(source):
-        return load_bundle(source, num_threads=num_threads)
-    source = pathlib.Path(source)
-    if source.suffix != ".keras":
-        return load_bundle(source, num_threads=num_threads)
+    if not is_url(source):
+        source = pathlib.Path(source)
+        if source.suffix == ".keras":
+            return _load_keras(source)
+    return load_bundle(source, num_threads=num_threads, num_calls=num_calls)
+
+
+def _load_keras(source):
     if not source.is_file():
         raise FileNotFoundError(
             f"Expected a .keras file. Received: {str(source)!r}, which is "
             "not there. Correct the path."
         )
-    return _load_keras(source)
-
-
-def _load_keras(source):
     import keras
 
     import keras_earlyexit as ee

@@ -102,7 +102,7 @@ class Service:
         """Loads a bundle and runs it once, beside what is served."""
         settings = self._settings
         bundle = await asyncio.to_thread(
-            loading.load, source, settings.num_threads
+            loading.load, source, settings.num_threads, settings.workers
         )
         generation = generations.build(
             source,

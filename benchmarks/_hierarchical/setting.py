@@ -105,7 +105,7 @@ def network(name="resnet20", layer=None, block="conv"):
     from _recipes import narrowing, residual
 
     keras.utils.set_random_seed(SEED)
-    blocks = {"narrowing": narrowing(8, 1), "residual": residual(4, 48, 3)}
+    blocks = {"narrowing": narrowing(8, 1), "residual": residual(4, 64, 3)}
     shape = (32, 32, 3)
     if name == "vgg16":
         plain = _vgg16(shape)

@@ -37,7 +37,7 @@ def capacity(
     cores: Annotated[int, typer.Option(min=1, help="Cores of the worker.")] = 1,
     workers: Annotated[
         int, typer.Option(min=1, help="As of `serve`: batches at a time.")
-    ] = 1,
+    ] = 2,
     max_batch: Annotated[int, typer.Option(min=1, help="As of `serve`.")] = 64,
     max_queue: Annotated[
         int, typer.Option(min=1, help="As of `serve`.")

@@ -48,7 +48,7 @@ class Setting:
     max_batch: int = 64
     max_queue: int = 1024
     max_delay_s: float = 0.0
-    workers: int = 1
+    workers: int = 2
     link: object = None
     shared_bits_per_second: float = float("inf")
 

@@ -1,8 +1,8 @@
 """Runs stages in LiteRT, with `ai-edge-litert` or with TensorFlow's own.
 
-One interpreter for each stage: changing its number of rows takes microseconds
-(measured: 5 to 10), so none are kept for other sizes. An interpreter serves
-one caller at a time, so each has a lock.
+Changing an interpreter's number of rows takes microseconds (measured: 5 to 10),
+so none are kept for other sizes. An interpreter serves one caller at a time: a
+stage makes a further one when all are busy, as many as it may have.
 """
 
 import threading
@@ -20,30 +20,72 @@ class LiteRTStage:
         entry: The manifest's `StageEntry`.
         content: Bytes of the file.
         num_threads: Threads for one call; `None`: LiteRT's default, one.
+        num_calls: Calls at the same time; more wait. Each has the memory of
+            an interpreter, from the first time on that there are so many.
 
     Raises:
         BundleError: If the file is not what the manifest says.
     """
 
-    def __init__(self, entry, content, num_threads=None):
-        self._lock = threading.Lock()
+    def __init__(self, entry, content, num_threads=None, num_calls=1):
+        self._made_of = entry, content, num_threads
+        self._num_calls = num_calls
+        self._interpreters = [_Interpreter(*self._made_of)]
+        self._growing = threading.Lock()
+
+    def __call__(self, arrays):
+        interpreter = self._free()
+        try:
+            return interpreter.run(arrays)
+        finally:
+            interpreter.lock.release()
+
+    def _free(self):
+        """An interpreter that is not in use, whose lock has been taken."""
+        found = self._first_free() or self._another()
+        if found is None:
+            found = self._interpreters[0]
+            found.lock.acquire()
+        return found
+
+    def _first_free(self):
+        # The first is used most, and what it needs is in the caches.
+        for interpreter in self._interpreters:
+            if interpreter.lock.acquire(blocking=False):
+                return interpreter
+        return None
+
+    def _another(self):
+        with self._growing:
+            if len(self._interpreters) == self._num_calls:
+                return None
+            made = _Interpreter(*self._made_of)
+            made.lock.acquire()
+            self._interpreters.append(made)
+            return made
+
+
+class _Interpreter:
+    """An interpreter, and the lock of whoever uses it."""
+
+    def __init__(self, entry, content, num_threads):
+        self.lock = threading.Lock()
         self._interpreter = _interpreter(content, num_threads, entry.path)
         self._inputs, self._outputs = _tensors(self._interpreter, entry)
         self._shapes = None
 
-    def __call__(self, arrays):
+    def run(self, arrays):
         interpreter = self._interpreter
-        with self._lock:
-            shapes = [array.shape for array in arrays]
-            if shapes != self._shapes:
-                self._resize(shapes)
-            for index, array in zip(self._inputs, arrays, strict=True):
-                interpreter.set_tensor(index, array)
-            interpreter.invoke()
-            return {
-                name: interpreter.get_tensor(index)
-                for name, index in self._outputs.items()
-            }
+        shapes = [array.shape for array in arrays]
+        if shapes != self._shapes:
+            self._resize(shapes)
+        for index, array in zip(self._inputs, arrays, strict=True):
+            interpreter.set_tensor(index, array)
+        interpreter.invoke()
+        return {
+            name: interpreter.get_tensor(index)
+            for name, index in self._outputs.items()
+        }
 
     def _resize(self, shapes):
         self._shapes = None

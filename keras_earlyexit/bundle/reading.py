@@ -9,7 +9,7 @@ from keras_earlyexit.bundle.specs import BundleError
 from keras_earlyexit.storage.urls import is_url
 
 
-def load_bundle(path, *, manifest_sha256=None, num_threads=None):
+def load_bundle(path, *, manifest_sha256=None, num_threads=None, num_calls=1):
     """Loads a bundle that `ee.export` has written.
 
     The manifest is checked first, then the size and the hash of every file,
@@ -24,6 +24,9 @@ def load_bundle(path, *, manifest_sha256=None, num_threads=None):
             known from elsewhere; `None` takes any.
         num_threads: Threads that one call may use, for `litert` and `onnx`;
             `None` takes the runtime's default.
+        num_calls: Threads that may be in a stage at the same time, for
+            `litert`; others wait. Each takes an interpreter of its own, with
+            its memory, once there are so many. Other formats know no limit.
 
     Returns:
         A `Bundle`.
@@ -46,14 +49,9 @@ def load_bundle(path, *, manifest_sha256=None, num_threads=None):
     ```
     """
     path = os.fspath(path)
-    if num_threads is not None and (
-        type(num_threads) is not int or num_threads < 1
-    ):
-        raise ValueError(
-            "Expected `num_threads` to be an integer of at least 1, or None. "
-            f"Received: num_threads={num_threads!r} (of type "
-            f"{type(num_threads).__name__})."
-        )
+    if num_threads is not None:
+        _check_count("num_threads", num_threads, ", or None")
+    _check_count("num_calls", num_calls)
     if is_url(path):
         from keras_earlyexit.bundle.remote import fetch
 
@@ -64,7 +62,7 @@ def load_bundle(path, *, manifest_sha256=None, num_threads=None):
     )
     load = LOADERS[manifest.format]
     try:
-        stages = load(path, manifest, contents, num_threads)
+        stages = load(path, manifest, contents, num_threads, num_calls)
     except (BundleError, ImportError):
         raise
     except Exception as error:
@@ -76,3 +74,11 @@ def load_bundle(path, *, manifest_sha256=None, num_threads=None):
             f"{error}"
         ) from error
     return Bundle(manifest, stages, found)
+
+
+def _check_count(name, value, otherwise=""):
+    if type(value) is not int or value < 1:
+        raise ValueError(
+            f"Expected `{name}` to be an integer of at least 1{otherwise}. "
+            f"Received: {name}={value!r} (of type {type(value).__name__})."
+        )

@@ -1,8 +1,9 @@
 """What runs the stages of a bundle, for each format.
 
-Each loader takes the bundle's folder, its manifest, the bytes of its files
-and a number of threads, and gives a callable for each stage: a tuple of
-arrays -> dict of arrays by name, which the caller may write to.
+Each loader takes the bundle's folder, its manifest, the bytes of its files,
+a number of threads and one of calls at the same time, and gives a callable for
+each stage: a tuple of arrays -> dict of arrays by name, which the caller may
+write to.
 """
 
 import os
@@ -17,14 +18,14 @@ from keras_earlyexit.bundle.specs import BundleError
 FROM_BYTES = ("litert", "onnx")
 
 
-def load_litert(path, manifest, contents, num_threads):
+def load_litert(path, manifest, contents, num_threads, num_calls):
     return [
-        LiteRTStage(entry, contents[entry.path], num_threads)
+        LiteRTStage(entry, contents[entry.path], num_threads, num_calls)
         for entry in manifest.stages
     ]
 
 
-def load_onnx(path, manifest, contents, num_threads):
+def load_onnx(path, manifest, contents, num_threads, num_calls):
     try:
         import onnxruntime
     except ImportError as error:
@@ -60,7 +61,7 @@ def _onnx_stage(entry, session):
     return run
 
 
-def load_saved_model(path, manifest, contents, num_threads):
+def load_saved_model(path, manifest, contents, num_threads, num_calls):
     import tensorflow as tf
 
     stages = []
@@ -84,7 +85,7 @@ def _tensorflow_stage(tf, loaded, signature):
     return run
 
 
-def load_keras(path, manifest, contents, num_threads):
+def load_keras(path, manifest, contents, num_threads, num_calls):
     import keras
 
     return [

@@ -153,7 +153,8 @@ def test_no_bundle(tmp_path):
         ee.load_bundle(tmp_path)
 
 
-@pytest.mark.parametrize("num_threads", [0, -1, 1.5, "2", True])
-def test_wrong_number_of_threads(written, num_threads):
-    with pytest.raises(ValueError, match="`num_threads`"):
-        ee.load_bundle(written, num_threads=num_threads)
+@pytest.mark.parametrize("name", ["num_threads", "num_calls"])
+@pytest.mark.parametrize("value", [0, -1, 1.5, "2", True])
+def test_wrong_number(written, name, value):
+    with pytest.raises(ValueError, match=f"`{name}`"):
+        ee.load_bundle(written, **{name: value})

@@ -22,7 +22,7 @@ def test_waits_of_a_queue_with_one_kind_of_service(load):
     """M/D/1: the mean wait is load * service / (2 (1 - load))."""
     service_s = 0.01
     service = Service("one", (1,), (service_s,), 0.0)
-    setting = Setting(service, 1e6, max_batch=1, max_queue=10**6)
+    setting = Setting(service, 1e6, max_batch=1, max_queue=10**6, workers=1)
     traffic = Traffic(20, load / service_s / 20, 60.0 / load, seed=3)
     found = simulate(setting, traffic)
     wanted = load * service_s / (2 * (1 - load))
@@ -76,7 +76,7 @@ def test_full_batches_where_there_is_too_much():
 def test_a_second_core_takes_the_event_loop():
     traffic = Traffic(400, 10.0, 0.5)
     one, two, four = (
-        simulate(Setting(SERVICE, cores=n, max_queue=256), traffic)
+        simulate(Setting(SERVICE, cores=n, max_queue=256, workers=1), traffic)
         for n in (1, 2, 4)
     )
     assert two.answered_per_second > 1.5 * one.answered_per_second
@@ -88,7 +88,7 @@ def test_a_second_core_takes_the_event_loop():
     "options, wanted",
     [
         ({"shared_bits_per_second": 1e6}, "shared link"),
-        ({"cores": 2}, "stages"),
+        ({"cores": 2, "workers": 1}, "stages"),
         ({}, "cores"),
     ],
 )

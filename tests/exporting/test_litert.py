@@ -1,7 +1,9 @@
 """LiteRT files: quantised, in plain types, and what cannot be converted."""
 
+import concurrent.futures
 import hashlib
 import json
+import threading
 
 import keras
 import numpy as np
@@ -10,6 +12,7 @@ import zoo
 from bundling import ON_TENSORFLOW
 
 import keras_earlyexit as ee
+from keras_earlyexit.bundle import litert
 from keras_earlyexit.bundle.specs import BundleError
 
 pytestmark = pytest.mark.skipif(
@@ -137,3 +140,35 @@ def test_number_of_threads(small, rows, bundle_in):
         small.predict(rows, verbose=0),
         atol=1e-5,
     )
+
+
+@pytest.mark.parametrize("num_calls", [1, 2])
+def test_calls_at_the_same_time(small, rows, bundle_in, monkeypatch, num_calls):
+    # Three threads call; as many as may be in a stage meet there, and the
+    # last goes on when nobody else comes.
+    meeting, seen = threading.Barrier(num_calls + 1), []
+    in_stage = threading.Semaphore(0)
+    run = litert._Interpreter.run
+
+    def held(interpreter, arrays):
+        seen.append(interpreter)
+        in_stage.release()
+        if len(seen) <= num_calls:
+            meeting.wait(timeout=60)
+        return run(interpreter, arrays)
+
+    bundle = ee.load_bundle(bundle_in("litert"), num_calls=num_calls)
+    wanted = small.predict(rows, verbose=0)
+    monkeypatch.setattr(litert._Interpreter, "run", held)
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        asked = [pool.submit(bundle.predict_exits, rows) for _ in range(3)]
+        for _ in range(num_calls):
+            assert in_stage.acquire(timeout=60)
+        assert not in_stage.acquire(timeout=0.3)
+        meeting.wait(timeout=60)
+        for future in asked:
+            np.testing.assert_allclose(
+                future.result(timeout=60).predictions, wanted, atol=1e-5
+            )
+    first = seen[:num_calls]
+    assert len(set(map(id, first))) == num_calls
