@@ -54,6 +54,7 @@ def main():
     parser.add_argument(
         "--workers",
         type=int,
+        default=2,
         help="of the cloud worker: batches at the same time",
     )
     parser.add_argument("--folder", type=pathlib.Path, help="of the bundles")
@@ -76,14 +77,14 @@ def main():
         if not (folder / "cut").exists():
             write(folder, options, x)
         cut = folder / "cut"
-        flags = ("--workers", options.workers) if options.workers else ()
+        flags = "--workers", options.workers
         with cloud_worker(cut / "segment_1", *flags) as cloud:
             address = cloud.address
             rows = [
                 *agreement(folder, address, x, y),
                 *added_time(cut, address, x),
                 *bytes_up(cut, address, x),
-                *throughput(cut, cloud, options.seconds, options.nice),
+                *throughput(cut, cloud, options),
                 memory(cut, address),
             ]
     write_report(
@@ -234,14 +235,16 @@ def bytes_up(cut, address, x):
     yield show(what="bytes up", leave="all", bytes_up=found.bytes_up)
 
 
-def throughput(cut, cloud, seconds, nice):
+def throughput(cut, cloud, options):
     """Samples per second of several edges, over stages in one process.
 
-    Both in turn, since machines are not always equally fast; ratios are medians
-    over the turns. Edges, which in use are machines of their own, take what the
+    That process runs them in one thread, and in as many as the worker has. All
+    in turn, since machines are not always equally fast; ratios are medians over
+    the turns. Edges, which in use are machines of their own, take what the
     worker leaves of the cores where `nice` is 19.
     """
-    bundle = ee.load_bundle(cut / "segment_1")
+    seconds, nice = options.seconds / TURNS, options.nice
+    bundle = ee.load_bundle(cut / "segment_1", num_calls=options.workers)
     spec = _feature_spec(ee.load_bundle(cut / "segment_0"))
     rng = np.random.default_rng(0)
     for size in SIZES:
@@ -251,15 +254,18 @@ def throughput(cut, cloud, seconds, nice):
             return bundle.route(feature)
 
         for in_flight in IN_FLIGHT:
-            how = size, in_flight, seconds / TURNS, nice
-            with edges(cut, cloud, *how) as ask:
+            with edges(cut, cloud, size, in_flight, seconds, nice) as ask:
                 turns = np.array(
                     [
-                        (*ask(), *alone(here, size, seconds / TURNS))
+                        (
+                            *ask(),
+                            *alone(here, size, seconds),
+                            *alone(here, size, seconds, options.workers),
+                        )
                         for _ in range(TURNS)
                     ]
                 )
-            rate, worker_s, alone_rate, stages_s = turns.T
+            rate, worker_s, alone_rate, stages_s, threads_rate, _ = turns.T
             yield show(
                 what="throughput",
                 edges=EDGES,
@@ -269,20 +275,29 @@ def throughput(cut, cloud, seconds, nice):
                 served_per_second=float(np.median(rate)),
                 one_process_per_second=float(np.median(alone_rate)),
                 ratio=float(np.median(rate / alone_rate)),
+                workers=options.workers,
+                as_many_threads_per_second=float(np.median(threads_rate)),
+                ratio_as_many=float(np.median(rate / threads_rate)),
                 worker_processor_ms=1000 * float(np.median(worker_s)),
                 stages_processor_ms=1000 * float(np.median(stages_s)),
                 processor_ratio=float(np.median(stages_s / worker_s)),
             )
 
 
-def alone(function, rows, seconds):
+def alone(function, rows, seconds, threads=1):
     """Samples per second here, and processor seconds of a sample."""
-    used, start = time.process_time(), time.perf_counter()
-    count = 0
-    while time.perf_counter() - start < seconds:
-        function()
-        count += rows
-    wall = time.perf_counter() - start
+
+    def ask(start):
+        count = 0
+        while time.perf_counter() - start < seconds:
+            function()
+            count += rows
+        return count
+
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        used, start = time.process_time(), time.perf_counter()
+        count = sum(pool.map(ask, [start] * threads))
+        wall = time.perf_counter() - start
     return count / wall, (time.process_time() - used) / count
 
 
