@@ -90,7 +90,8 @@ EXPERIMENTS = {
                 "--layer block4_out --block narrowing --threshold 0.8 "
                 "--folder {out}/narrowing",
                 "--layer block4_out --block residual --threshold 0.9 "
-                "--folder {out}/residual",
+                '--ways "all uint8+zstd" "all uint4+zstd" '
+                '"non_exited uint4+zstd" --folder {out}/residual',
             )
             for way in ("undivided", "divided")
         ),
