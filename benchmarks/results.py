@@ -27,8 +27,7 @@ EXPERIMENTS = {
     ],
     "cost_losses": [
         "benchmarks/cost_losses.py --output {out}/rows.json",
-        "benchmarks/cost_losses.py --data cifar10 --seeds 1 "
-        "--output {out}/cifar10.json",
+        "benchmarks/cost_losses.py --data cifar10 --output {out}/cifar10.json",
     ],
     "mnist_front": [
         f"benchmarks/front.py mnist --seed {seed} --output {{out}}/{seed}"
@@ -56,7 +55,7 @@ EXPERIMENTS = {
         "--jei-costs 0.3 0.6 1.0 --output {out}"
     ],
     "static_models": ["benchmarks/static_models.py --output {out}/rows.json"],
-    # This and "jei_frozen" go on with the networks of "cifar10_front".
+    # It goes on with a network of "cifar10_front".
     "risk_control": [
         "examples/risk_control.py --data mnist --draws 100 "
         "--output {out}/mnist",
@@ -71,9 +70,8 @@ EXPERIMENTS = {
     ],
     "jei_frozen": [
         "benchmarks/jei.py --output {out}/mnist",
-        "benchmarks/jei.py --data cifar10 "
-        "--plain {out}/../cifar10_front/late/plain.keras "
-        "--output {out}/cifar10",
+        "benchmarks/jei.py --data cifar10 --epochs 6 "
+        "--weights 0.1 0.3 0.6 1 2 --output {out}/cifar10",
     ],
     "objectives": ["examples/compare.py --data mnist --output {out}"],
     "tuning": [
