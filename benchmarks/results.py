@@ -115,8 +115,10 @@ EXPERIMENTS = {
         "--eenets {eenets} --output {out}/rows.json"
     ],
     "whole_story": [
-        f"examples/whole_story.py --data {data} --output {{out}}/{data}"
+        f"examples/whole_story.py --data {data} --seed {seed} "
+        f"--output {{out}}/{data}/{seed}"
         for data in ("digits", "mnist")
+        for seed in range(3)
     ],
 }
 #: Experiments that need what cannot be installed with this library.

@@ -43,10 +43,11 @@ def main():
     parser.add_argument("--mbits", type=float, default=10.0, help="a second")
     parser.add_argument("--round-trip-ms", type=float, default=20.0)
     parser.add_argument("--codec", default="float32", help="of the features")
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=pathlib.Path, default="outputs/story")
     options = parser.parse_args()
     epochs, exit_epochs, epsilon = SETTINGS[options.data]
-    keras.utils.set_random_seed(0)
+    keras.utils.set_random_seed(options.seed)
     options.output.mkdir(parents=True, exist_ok=True)
     console = Console()
     say = console.rule
