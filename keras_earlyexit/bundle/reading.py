@@ -26,7 +26,8 @@ def load_bundle(path, *, manifest_sha256=None, num_threads=None, num_calls=1):
             `None` takes the runtime's default.
         num_calls: Threads that may be in a stage at the same time, for
             `litert`; others wait. Each takes an interpreter of its own, with
-            its memory, once there are so many. Other formats know no limit.
+            its memory, once there are so many. Other formats see to that
+            themselves.
 
     Returns:
         A `Bundle`.
