@@ -281,10 +281,18 @@ class SegmentModel(keras.Model):
             return metrics
         return [*metrics, *self._exit_metrics.of_training()]
 
+    def reset_metrics(self):
+        # `learn` has its own step do it, see `compute_loss`.
+        if not self._hands_out:
+            super().reset_metrics()
+
     def compute_loss(
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True
     ):
         """The base objective's loss over the segment's exits."""
+        if self._hands_out:
+            # Compiled; a call each from outside takes longer than they do.
+            super().reset_metrics()
         names = [confidence_name(name) for name in self.exit_names]
         confidences = [y_pred[name] for name in names if name in y_pred]
         parts = self.base.of_answers(
