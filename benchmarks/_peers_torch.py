@@ -44,7 +44,7 @@ def main():
 
 
 def earlyon():
-    """ResNet-20 of earlyon with its three exits, one image."""
+    """ResNet-20 of earlyon with its three exits."""
     if importlib.util.find_spec("earlyon") is None:
         return {}
     # Its `models` imports torchvision for networks that are not needed here,
@@ -55,6 +55,7 @@ def earlyon():
     package.__path__ = [str(pathlib.Path(earlyon.__file__).parent / "models")]
     sys.modules["earlyon.models"] = package
     from earlyon.models.cifar_resnet_ee import cifar_resnet_ee
+    from earlyon.training import joint_train_backbone_and_exits
 
     model = cifar_resnet_ee(10, depth=20).eval()
     image = torch.randn(1, 3, 32, 32)
@@ -64,9 +65,24 @@ def earlyon():
         with torch.inference_mode():
             return model(image)
 
+    trained = cifar_resnet_ee(10, depth=20)
+    optimizer = torch.optim.Adam(trained.parameters(), weight_decay=1e-4)
+    batch = _batch()
+
+    def step():
+        # Their loop, over one batch.
+        joint_train_backbone_and_exits(
+            trained,
+            [batch],
+            epochs=1,
+            optimizer=optimizer,
+            on_epoch_end=lambda log: None,
+        )
+
     return {
         "earlyon_exit_0": lambda: answer(0.0),
         "earlyon_final": lambda: answer(1.1),
+        "earlyon_step": step,
     }
 
 
@@ -84,8 +100,7 @@ def eenets():
         loss_func="v2",
     )
     image = torch.randn(1, 3, 32, 32)
-    images = torch.randn(BATCH, 3, 32, 32)
-    labels = torch.randint(0, 10, (BATCH,))
+    images, labels = _batch()
     optimizer = torch.optim.Adam(model.parameters(), weight_decay=1e-4)
     arguments = types.SimpleNamespace(num_ee=2, loss_func="v2", lambda_coef=1.0)
 
@@ -116,6 +131,10 @@ def eenets():
         "eenets_final": lambda: answer(2.0),
         "eenets_step": step,
     }
+
+
+def _batch():
+    return torch.randn(BATCH, 3, 32, 32), torch.randint(0, 10, (BATCH,))
 
 
 if __name__ == "__main__":
