@@ -133,7 +133,13 @@ class Outlet:
         self._next += 1
 
     def state(self):
-        """What a commit has to hold, a list of arrays."""
+        """What a commit has to hold, a list of arrays.
+
+        Raises:
+            OSError: If the journal cannot be flushed to the disk.
+        """
+        # What has come there is held by no commit any more.
+        self._journal.flush()
         records = [*self._committed, *self._uncommitted]
         return [
             np.array(self._next, "int64"),

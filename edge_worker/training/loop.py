@@ -121,6 +121,7 @@ class TrainingLoop:
             self._save()
 
     def _save(self):
+        self._uplink.flush()
         averaging = self._averaging
         self._checkpoint.write(
             snapshots.state_of(self._segment),

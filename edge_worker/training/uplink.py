@@ -75,6 +75,14 @@ class Uplink:
         while not self._journal.wait_acknowledged(sequence, _POLL_S):
             self._sender.check()
 
+    def flush(self):
+        """Waits until what was recorded is on the disk.
+
+        Raises:
+            OSError: If it fails.
+        """
+        self._journal.flush()
+
     @property
     def logs(self):
         """Dict of what the cloud worker has told, for callbacks."""

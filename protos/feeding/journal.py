@@ -31,8 +31,9 @@ class Journal:
         folder: Where its files are; made if it is not there.
         max_bytes: Bytes that all files may have. `append` waits for
             acknowledgements where it would need more.
-        sync: Whether each record is flushed to the disk, so that it outlasts
-            a power failure too; without it, only a crash of the process.
+        sync: Whether each record is flushed to the disk before it is read
+            or another is added, so that it outlasts a power failure too;
+            without it, only a crash of the process.
         clock: Returns seconds that never go back.
 
     Raises:
@@ -107,7 +108,8 @@ class Journal:
             ValueError: If the number is another, if the journal is closed or
                 if the record is larger than the journal may be.
             OSError: If the disk is full and nothing can be waited for, or if
-                it fails. The journal is as before then.
+                it fails. The journal is as before then. The disk is not
+                waited for: what may fail is also the record before.
         """
         needed = OVERHEAD_BYTES + len(content)
         if needed > min(self._max_bytes, _MAX_CONTENT):
@@ -151,12 +153,23 @@ class Journal:
 
         Raises:
             DamagedJournal: If it is not what was written any more.
+            OSError: If it cannot be flushed to the disk.
         """
         with self._changed:
             place = self._places.get(sequence)
             if place is None:
                 return None
+            self._flush()
             return place.file.content(place)
+
+    def flush(self):
+        """Waits until all records are on the disk.
+
+        Raises:
+            OSError: If it fails.
+        """
+        with self._changed:
+            self._flush()
 
     def wait(self, sequence, timeout_s=None):
         """Waits for a record.
@@ -217,8 +230,15 @@ class Journal:
             self._close_all()
             self._changed.notify_all()
 
+    def _flush(self):
+        if self._sync:
+            for file in self._files:
+                file.flush()
+
     def _try_append(self, sequence, content, needed):
         """Whether it could be added; says no where that may change."""
+        # At most one record is torn by a power failure, the last one.
+        self._flush()
         active = self._files[-1] if self._files else None
         if active is not None and not self._places:
             # Nothing in it is needed any more.
@@ -234,7 +254,7 @@ class Journal:
             ):
                 active = JournalFile.create(self._folder, sequence, self._sync)
                 self._files.append(active)
-            place = active.add(sequence, content, self._sync)
+            place = active.add(sequence, content)
         except OSError as error:
             if error.errno not in _FULL:
                 raise

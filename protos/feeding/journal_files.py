@@ -70,6 +70,8 @@ class JournalFile:
         self.first = int(NAME.fullmatch(os.path.basename(path))[1])
         self._descriptor = os.open(path, os.O_RDWR)
         self.size = os.fstat(self._descriptor).st_size
+        # Nobody knows whether a process that was killed had come to it.
+        self._is_flushed = False
 
     @classmethod
     def create(cls, folder, first, sync):
@@ -78,21 +80,28 @@ class JournalFile:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         file = cls(path)
         try:
-            file._append(_MAGIC, sync)
+            file._append(_MAGIC)
             if sync:
+                file.flush()
                 _flush_folder(folder)
         except OSError:
             file.delete()
             raise
         return file
 
-    def add(self, sequence, content, sync):
+    def add(self, sequence, content):
         """Adds a record at the end, or leaves the file as it was."""
         place = Place(self, self.size, len(content), zlib.crc32(content))
         head = _HEAD.pack(len(content), sequence, place.checksum)
         check = _CHECK.pack(zlib.crc32(head))
-        self._append(b"".join((head, check, content)), sync)
+        self._append(b"".join((head, check, content)))
         return place
+
+    def flush(self):
+        """Waits until all that was written is on the disk."""
+        if not self._is_flushed:
+            os.fsync(self._descriptor)
+            self._is_flushed = True
 
     def content(self, place):
         """The content of a record."""
@@ -146,15 +155,14 @@ class JournalFile:
         length, _, _ = _HEAD.unpack_from(head)
         return offset + _HEAD_BYTES + length <= self.size
 
-    def _append(self, data, sync):
+    def _append(self, data):
         view, written = memoryview(data), 0
+        self._is_flushed = False
         try:
             while written < len(view):
                 written += os.pwrite(
                     self._descriptor, view[written:], self.size + written
                 )
-            if sync:
-                os.fsync(self._descriptor)
         except OSError:
             # What is left of it would be taken for damage.
             with contextlib.suppress(OSError):

@@ -265,7 +265,7 @@ class Sender:
     def _requests(self, sequence, ended, window):
         try:
             yield from self._records(sequence, ended, window)
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             # To gRPC it would be a broken call, to be made again.
             self._end(error)
             call = self._call

@@ -1,5 +1,6 @@
 """The journal gives back what was written, or says where it cannot."""
 
+import errno
 import os
 import random
 import shutil
@@ -180,6 +181,56 @@ def test_damage_while_it_is_open(tmp_path):
     path.write_bytes(path.read_bytes()[:-1] + b"d")
     with pytest.raises(DamagedJournal, match="wrong checksum"):
         journal.read(0)
+    journal.close()
+
+
+def test_disk_is_waited_for_by_who_reads_or_comes_next(tmp_path, monkeypatch):
+    journal = Journal(tmp_path)
+    journal.append(0, b"first")
+    flushed = []
+    fsync = os.fsync
+
+    def seen(descriptor):
+        flushed.append(os.fstat(descriptor).st_size)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", seen)
+    with_first = sum(path.stat().st_size for path in tmp_path.iterdir())
+    journal.append(1, b"second")
+    # The first is on the disk before the second is written.
+    assert flushed == [with_first]
+    journal.read(0)
+    with_both = sum(path.stat().st_size for path in tmp_path.iterdir())
+    assert flushed == [with_first, with_both]
+    journal.read(1)
+    journal.flush()
+    assert len(flushed) == 2
+    journal.close()
+    # What a process left behind that was killed.
+    journal = Journal(tmp_path)
+    journal.flush()
+    assert flushed == [with_first, with_both, with_both]
+    journal.close()
+
+
+def test_disk_that_fails(tmp_path, monkeypatch):
+    def fail(descriptor):
+        raise OSError(errno.EIO, "the disk is gone")
+
+    journal = Journal(tmp_path)
+    journal.append(0, b"first")
+    monkeypatch.setattr(os, "fsync", fail)
+    for call in (
+        lambda: journal.read(0),
+        lambda: journal.append(1, b"second"),
+        journal.flush,
+    ):
+        with pytest.raises(OSError, match="is gone"):
+            call()
+    assert len(journal) == 1
+    monkeypatch.undo()
+    assert journal.append(1, b"second")
+    assert contents(journal) == {0: b"first", 1: b"second"}
     journal.close()
 
 

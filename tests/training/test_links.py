@@ -1,5 +1,6 @@
 """Links that are deaf, dead or slow: each batch is applied once, in order."""
 
+import errno
 import threading
 import time
 
@@ -278,3 +279,19 @@ def test_cloud_that_has_lost_its_ledger(setup, tmp_path):
         sender.check()
     sender.close()
     journal.close()
+
+
+def test_journal_that_cannot_be_read_ends_it(setup, monkeypatch):
+    setup.add(5)
+    setup.drain()
+
+    def fail(sequence):
+        raise OSError(errno.EIO, "the disk is gone")
+
+    monkeypatch.setattr(setup.journal, "read", fail)
+    setup.add(1)
+    ends = time.monotonic() + 10
+    while setup.sender.error is None and time.monotonic() < ends:
+        time.sleep(0.02)
+    with pytest.raises(OSError, match="is gone"):
+        setup.sender.check()

@@ -1,6 +1,7 @@
 """Three machines train at the same time, each batch once on each of them."""
 
 import contextlib
+import os
 
 import keras
 import numpy as np
@@ -145,6 +146,19 @@ def test_nothing_goes_on_that_is_not_committed(tmp_path):
     again.close(0.0)
     with pytest.raises(ValueError, match="further"):
         outlet.restore([])
+
+
+def test_what_no_commit_holds_is_on_the_disk(tmp_path, monkeypatch):
+    outlet = Outlet(segments()[1], "127.0.0.1:1", tmp_path, SECURITY)
+    outlet.open()
+    outlet.add({"feature": np.ones((2, 6), "float32")}, np.array([0, 1]), None)
+    assert len(outlet.state()) == 2
+    outlet.committed()
+    flushed = []
+    monkeypatch.setattr(os, "fsync", flushed.append)
+    # The record is in the journal and in nothing else from here on.
+    assert len(outlet.state()) == 1 and len(flushed) == 1
+    outlet.close(0.0)
 
 
 def test_middle_waits_while_the_further_one_is_gone(tmp_path):

@@ -1,6 +1,7 @@
 """Both sides of training, over a real connection."""
 
 import functools
+import os
 
 import keras
 import numpy as np
@@ -266,3 +267,21 @@ def test_starts_without_the_cloud_and_catches_up(tmp_path):
         with edge_trainer(target, tmp_path / "e", forward="all") as edge:
             edge.fit(x, y, epochs=1, batch_size=16, verbose=0)
         assert trainer.steps == 5
+
+
+def test_what_a_state_counts_on_is_on_the_disk(tmp_path, monkeypatch):
+    edge = edge_trainer("127.0.0.1:1", tmp_path / "e", forward="all")
+    x, y = data()
+    flushed = []
+    fsync = os.fsync
+
+    def seen(descriptor):
+        flushed.append(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    edge._loop.step(x[:16], y[:16], None, ends_pass=True)
+    monkeypatch.setattr(os, "fsync", seen)
+    edge._loop._save()
+    (journal,) = (tmp_path / "e" / "journal").iterdir()
+    assert flushed[0] == journal.stat().st_ino and len(flushed) > 1
+    edge.close()
