@@ -102,10 +102,12 @@ EXPERIMENTS = {
             f"--output {{out}}/{block}/speed.json"
             for block, threshold in (("narrowing", 0.8), ("residual", 0.9))
         ),
-        # Three times the same link: three runs.
-        "benchmarks/hierarchical.py speed --paced --plan --leave 0.5 "
-        "--network resnet18 --layer block6_out --steps 79 --rates 1 1 1 "
-        "--output {out}/resnet18.json",
+        *(
+            "benchmarks/hierarchical.py speed --paced --plan --leave 0.5 "
+            "--network resnet18 --layer block6_out --steps 79 --rates 1 "
+            f"--output {{out}}/resnet18_{number}.json"
+            for number in range(3)
+        ),
     ],
     "peers": [
         "benchmarks/peers.py --torch-python {torch_python} --eenets {eenets} "
