@@ -132,6 +132,11 @@ def test_rounding_is_the_same_each_time_without_a_generator(rng):
     assert list(encode(halves, "uint8").data) == [0, 0, 2, 2, 255]
 
 
+def test_whole_numbers_stay_whole_however_they_are_rounded(rng):
+    array = np.tile(np.arange(256, dtype=np.float32), (8192, 1))
+    np.testing.assert_array_equal(through(array, "uint8", rng), array)
+
+
 @pytest.mark.parametrize("name", ["uint8", "int8"])
 def test_stochastic_rounding_is_right_on_average(name, rng):
     array = np.float32([[0, 10.25, 99.5, 255]])
