@@ -269,6 +269,16 @@ def test_normalize_and_pipeline_agree(name, channels, expected):
     assert batch.dtype == tf.float32 and y.numpy().tolist() == [0, 1]
 
 
+def test_normalize_takes_any_order_in_memory_and_no_images():
+    whole = datasets.normalize("cifar10", PIXELS)
+    view = datasets.normalize("cifar10", PIXELS[::-1, :, ::2])
+    np.testing.assert_array_equal(view, whole[::-1, :, ::2])
+    assert datasets.normalize("cifar10", PIXELS[:0]).shape == (
+        0,
+        *PIXELS.shape[1:],
+    )
+
+
 def test_normalize_refuses_what_is_no_stored_image():
     with pytest.raises(ValueError, match="unsigned integers.*float32"):
         datasets.normalize("mnist", np.zeros((2, 28, 28, 1), "float32"))

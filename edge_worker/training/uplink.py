@@ -42,6 +42,7 @@ class Uplink:
         Raises:
             SplitError: If the cloud worker has refused.
         """
+        feature = outputs["feature"]
         rows, weight = self._forwarding.choose(
             self._segment,
             outputs,
@@ -49,11 +50,13 @@ class Uplink:
             position.epoch,
             position.sequence,
         )
+        if len(rows) < len(feature):
+            feature, labels = feature[rows], labels[rows]
         content = pack(
             self._sender.generation,
             position.sequence,
-            outputs["feature"][rows],
-            labels[rows],
+            feature,
+            labels,
             weight,
             codec=self._codec,
             seed=self._seed,

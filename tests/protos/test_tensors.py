@@ -3,6 +3,7 @@
 import ml_dtypes
 import numpy as np
 import pytest
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -196,6 +197,21 @@ def test_compressed_only_where_that_is_shorter(rng):
     assert len(encode(zeros, "float32+zstd").data) < 100
     noise = rng.integers(0, 256, (10, 100)).astype(np.uint8)
     assert encode(noise, "uint8+zstd").compression == split_pb2.NONE
+
+
+def test_compressed_by_what_goes_with_the_numbers(rng):
+    feature = np.maximum(rng.normal(size=(32, 8, 8, 32)), 0).astype("float32")
+    words = rng.integers(0, 256, (100, 64)).astype(np.uint8)
+    padded = words[rng.integers(1, 100, (32, 64))]
+    padded[:, 20:] = words[0]
+
+    def size(array):
+        message = encode(array, "uint4+zstd", rng)
+        stored = zstandard.decompress(message.data)
+        return len(message.data) / len(zstandard.compress(stored, 1))
+
+    assert size(feature) < 0.93
+    assert size(padded.astype("float32")) <= 1
 
 
 @pytest.mark.parametrize("name", NAMES)
