@@ -21,7 +21,7 @@ import numpy as np
 from _hierarchical import setting
 from keras_earlyexit.profiling import measuring
 
-_WARM_UP, ROUNDS = 1, 6
+_WARM_UP, ROUNDS = 1, 10
 SIZES = setting.BATCH // 2, setting.BATCH
 
 
