@@ -205,13 +205,13 @@ def test_compressed_by_what_goes_with_the_numbers(rng):
     padded = words[rng.integers(1, 100, (32, 64))]
     padded[:, 20:] = words[0]
 
-    def size(array):
+    def over_level_1(array):
         message = encode(array, "uint4+zstd", rng)
         stored = zstandard.decompress(message.data)
         return len(message.data) / len(zstandard.compress(stored, 1))
 
-    assert size(feature) < 0.93
-    assert size(padded.astype("float32")) <= 1
+    assert over_level_1(feature) < 0.93
+    assert over_level_1(padded.astype("float32")) <= 1
 
 
 @pytest.mark.parametrize("name", NAMES)
