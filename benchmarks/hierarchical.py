@@ -157,7 +157,9 @@ def _add_process(commands, name):
 
 def _add_network(parser):
     _add_cut(parser)
-    parser.add_argument("--trained", help="what `accuracy` has written")
+    parser.add_argument(
+        "--trained", type=_trained, help="what `accuracy` has written"
+    )
     parser.add_argument(
         "--leave", type=float, help="share of the images that leave early"
     )
@@ -167,6 +169,14 @@ def _add_network(parser):
         help="steps sleep for the processor time that they were measured to "
         "take: for a machine with other work",
     )
+
+
+def _trained(path):
+    if not pathlib.Path(path).is_file():
+        raise argparse.ArgumentTypeError(
+            f"no file {path}; `accuracy --way divided` writes one"
+        )
+    return path
 
 
 def _add_cut(parser):
