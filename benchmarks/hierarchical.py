@@ -191,6 +191,7 @@ def _add_cut(parser):
     parser.add_argument(
         "--threshold", type=float, help="the score above which samples leave"
     )
+    parser.add_argument("--seed", type=int, default=0)
 
 
 def _added(commands, name, help_text):

@@ -59,7 +59,8 @@ class Divided:
         self.clouds = [start.segments(steps)[1] for _ in ways]
         self.learned = [self.edge, *self.clouds]
         self._spec = training.spec_of(self.edge.agreement(1)["feature"])
-        self._choices = [Forwarding(way, setting.SEED) for way, _ in self._ways]
+        self._seed = start.seed
+        self._choices = [Forwarding(way, start.seed) for way, _ in self._ways]
         self._reset()
 
     def _reset(self):
@@ -75,7 +76,7 @@ class Divided:
             rows, weight = self._choices[i].choose(
                 self.edge, outputs, None, epoch, sequence
             )
-            key = setting.SEED, epoch, _ROUND, sequence
+            key = self._seed, epoch, _ROUND, sequence
             message = encode(
                 outputs["feature"][rows], codec, np.random.default_rng(key)
             )
@@ -111,13 +112,14 @@ def run(options):
         options.layer,
         options.block,
         threshold=options.threshold,
+        seed=options.seed,
     )
     start.check()
     x, y = setting.images(f"train[:{options.images}]")
     test = setting.images("test")
     test = setting.normal(test[0]), test[1]
     batches = Batches(
-        x, y, None, setting.BATCH, True, setting.augment, setting.SEED
+        x, y, None, setting.BATCH, True, setting.augment, start.seed
     )
     steps = options.epochs * len(batches)
     if options.way == UNDIVIDED:

@@ -18,7 +18,7 @@ LAYERS = {
     "vgg16": "pool4",
 }
 CUT = "exit_0"
-BASE, BATCH, SEED = "branchynet", 64, 0
+BASE, BATCH = "branchynet", 64
 LEARNING_RATE = 2e-3
 _PAD = 4
 
@@ -39,6 +39,7 @@ class Start:
         leave: Share of images that are to leave at the exit.
         threshold: The score above which they leave, in place of that. With
             neither it stays as it is.
+        seed: Of the first weights, and in `accuracy` of all that is drawn.
     """
 
     network: str = "resnet20"
@@ -47,6 +48,7 @@ class Start:
     trained: str | None = None
     leave: float | None = None
     threshold: float | None = None
+    seed: int = 0
 
     @classmethod
     def of(cls, options):
@@ -58,7 +60,7 @@ class Start:
         """The network, the same each time."""
         from keras_earlyexit import snapshots
 
-        model = network(self.network, self.layer, self.block)
+        model = network(self.network, self.layer, self.block, self.seed)
         if self.trained is not None:
             arrays, _ = snapshots.read(self.trained)
             for segment in ee.split(model, CUT, BASE)[:2]:
@@ -93,18 +95,19 @@ class Start:
         return found
 
 
-def network(name="resnet20", layer=None, block="conv"):
+def network(name="resnet20", layer=None, block="conv", seed=0):
     """An untrained network with one exit, the same each time.
 
     Args:
         name: One of `LAYERS`.
         layer: What the exit is behind; `None` for that in `LAYERS`.
         block: As for `Start`.
+        seed: As for `Start`.
     """
     import keras
     from _recipes import narrowing, residual
 
-    keras.utils.set_random_seed(SEED)
+    keras.utils.set_random_seed(seed)
     blocks = {"narrowing": narrowing(8, 1), "residual": residual(4, 64, 3)}
     shape = (32, 32, 3)
     if name == "vgg16":
