@@ -191,7 +191,12 @@ def _add_cut(parser):
     parser.add_argument(
         "--threshold", type=float, help="the score above which samples leave"
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="of the first weights, and in `accuracy` of all that is drawn",
+    )
 
 
 def _added(commands, name, help_text):
