@@ -97,17 +97,17 @@ def separable(size, filters):
     return block
 
 
-def residual(size, filters, blocks):
+def residual(size, filters, blocks, kernel=3):
     """An exit block as `narrowing` that is deeper: a residual network.
 
-    Convolutions of stride 2 until an image is twice `size` wide, then residual
-    blocks, of which the first has stride 2.
+    Convolutions of stride 2 until an image is twice `size` wide, whose kernels
+    are `kernel` wide, then residual blocks, of which the first has stride 2.
     """
 
     def block(feature):
         x = feature
         while x.shape[1] > 2 * size:
-            x = _conv(x, filters, 3, 2)
+            x = _conv(x, filters, kernel, 2)
         for number in range(blocks):
             x = _residual(x, filters, 1 if number else 2)
         return layers.GlobalAveragePooling2D()(x)

@@ -22,7 +22,7 @@ RATES = (1, 5, 10, 50, 100)
 ALL = ("all uint8+zstd", "all uint4+zstd")
 NON_EXITED = ("non_exited uint8+zstd", "non_exited uint4+zstd")
 NETWORKS = ("resnet20", "resnet18", "vgg16")
-BLOCKS = ("conv", "narrowing", "residual")
+BLOCKS = ("conv", "narrowing", "residual", "residual2x2")
 
 
 def main():

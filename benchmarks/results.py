@@ -19,6 +19,8 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
+#: Exits at the early cut that are residual networks, and their thresholds.
+RESIDUAL = (("residual", 0.9), ("residual2x2", 0.95))
 #: Commands by experiment; {out} is its folder.
 EXPERIMENTS = {
     "eenet8": [
@@ -87,9 +89,12 @@ EXPERIMENTS = {
                 "--layer block4_out --threshold 0.6 --folder {out}/block4",
                 "--layer block4_out --block narrowing --threshold 0.8 "
                 "--folder {out}/narrowing",
-                "--layer block4_out --block residual --threshold 0.9 "
-                '--ways "all uint8+zstd" "all uint4+zstd" '
-                '"non_exited uint4+zstd" --folder {out}/residual',
+                *(
+                    f"--layer block4_out --block {block} --threshold "
+                    f'{threshold} --ways "all uint8+zstd" "all uint4+zstd" '
+                    f'"non_exited uint4+zstd" --folder {{out}}/{block}'
+                    for block, threshold in RESIDUAL
+                ),
             )
             for way in ("undivided", "divided")
         ),
@@ -100,7 +105,7 @@ EXPERIMENTS = {
             f"--layer block4_out --block {block} --threshold {threshold} "
             f"--trained {{out}}/{block}/accuracy/divided "
             f"--output {{out}}/{block}/speed.json"
-            for block, threshold in (("narrowing", 0.8), ("residual", 0.9))
+            for block, threshold in (("narrowing", 0.8), *RESIDUAL)
         ),
         *(
             "benchmarks/hierarchical.py speed --paced --plan --leave 0.5 "

@@ -33,7 +33,8 @@ class Start:
         block: What reads the feature for the exit: `"conv"`, or a network of
             its own. `"narrowing"`: stride 2 and twice the filters until an
             image is 8 wide, and one convolution more. `"residual"`: stride 2
-            until it is 8 wide, and three residual blocks, 4 wide.
+            until it is 8 wide, and three residual blocks, 4 wide;
+            `"residual2x2"`: the same, with kernels of 2x2 before the blocks.
         trained: What `accuracy --way divided` has written; `None` for untrained
             weights.
         leave: Share of images that are to leave at the exit.
@@ -108,7 +109,11 @@ def network(name="resnet20", layer=None, block="conv", seed=0):
     from _recipes import narrowing, residual
 
     keras.utils.set_random_seed(seed)
-    blocks = {"narrowing": narrowing(8, 1), "residual": residual(4, 64, 3)}
+    blocks = {
+        "narrowing": narrowing(8, 1),
+        "residual": residual(4, 64, 3),
+        "residual2x2": residual(4, 64, 3, kernel=2),
+    }
     shape = (32, 32, 3)
     if name == "vgg16":
         plain = _vgg16(shape)

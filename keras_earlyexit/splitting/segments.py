@@ -230,22 +230,20 @@ class SegmentModel(keras.Model):
         }
         return Learned({k: float(v) for k, v in logs.items()}, outputs)
 
-    def leaving(self, outputs):
-        """Which samples leave at one of this segment's early exits.
+    def scores(self, outputs):
+        """Exit scores of this segment's early exits.
 
         Args:
             outputs: What the segment gave, a dict of arrays.
 
         Returns:
-            Array of booleans (batch,).
+            Dict of exit name to array (batch,), or (batch, ...) where each
+            position has a score of its own; in the order of the exits.
         """
-        policy, carry, leaves = self.policy, None, None
+        policy, carry, found = self.policy, None, {}
         early = self.origin.exit_names[:-1]
-        thresholds = dict(
-            zip(early, policy.thresholds(len(early)), strict=True)
-        )
         for name in self.exit_names:
-            if name not in thresholds:
+            if name not in early:
                 continue
             score, carry = score_of(
                 policy,
@@ -255,9 +253,29 @@ class SegmentModel(keras.Model):
                 carry,
                 early.index(name),
             )
-            above = keras.ops.convert_to_numpy(score) > thresholds[name]
-            leaves = above if leaves is None else leaves | above
-        return leaves
+            found[name] = keras.ops.convert_to_numpy(score)
+        return found
+
+    def leaving(self, outputs, scores=None):
+        """Which samples leave at one of this segment's early exits.
+
+        Args:
+            outputs: What the segment gave, a dict of arrays.
+            scores: What `scores` gave for these, if that is known.
+
+        Returns:
+            Array of booleans (batch,), or (batch, ...) as the scores are.
+        """
+        if scores is None:
+            scores = self.scores(outputs)
+        early = self.origin.exit_names[:-1]
+        thresholds = dict(
+            zip(early, self.policy.thresholds(len(early)), strict=True)
+        )
+        return np.any(
+            [score > thresholds[name] for name, score in scores.items()],
+            axis=0,
+        )
 
     def fit(self, x=None, y=None, *args, callbacks=None, **kwargs):
         """Trains this segment alone; see `keras.Model.fit`.

@@ -9,6 +9,9 @@ import numpy as np
 NON_EXITED, ALL = "non_exited", "all"
 #: Share of those that leave at the edge that goes up all the same.
 FLOOR = 0.25
+#: How much likelier than the mean the least certain of these is drawn, and how
+#: much less likely the most certain one. Most of the gradient is in the former.
+TILT = 0.6
 _SELECT = 2
 
 
@@ -30,10 +33,11 @@ class Forwarding:
     Args:
         forward: `"all"`; a share in (0, 1], drawn at random, also as text; or
             `"non_exited"`: those who do not leave at the edge, everybody in
-            the first pass, and a quarter of those who leave. Each of these
-            counts for those who are left out, so that the loss of the later
-            segment is in expectation that of whole batches: it neither
-            starves nor takes hard samples for all there are.
+            the first pass, and a quarter of those who leave, drawn at random,
+            the likelier the lower their exit score. Each of these counts for
+            those who are left out, so that the loss of the later segment is
+            in expectation that of whole batches: it neither starves nor takes
+            hard samples for all there are.
         seed: Integer that draws follow from.
 
     Raises:
@@ -77,19 +81,41 @@ class Forwarding:
         if self._forward != NON_EXITED:
             drawn = rng.permutation(count)[: math.ceil(self._forward * count)]
             return _chosen(np.sort(drawn), weight)
-        leaves = np.reshape(segment.leaving(outputs), (count, -1)).all(axis=-1)
-        leavers = rng.permutation(np.flatnonzero(leaves))
-        drawn = leavers[: math.ceil(FLOOR * len(leavers))]
+        scores = segment.scores(outputs)
+        leaves = segment.leaving(outputs, scores).reshape(count, -1).all(-1)
+        last = scores[segment.exit_names[-1]].reshape(count, -1).min(-1)
+        leavers = np.flatnonzero(leaves)
+        leavers = leavers[np.argsort(last[leavers], kind="stable")]
+        drawn, chance = _drawn(leavers, rng)
         rows = np.sort(np.concatenate([np.flatnonzero(~leaves), drawn]))
         if len(rows) == count:
             return _chosen(rows, weight)
         counts_for = np.ones(count, "float32")
-        counts_for[drawn] = len(leavers) / len(drawn)
-        # Their mean is one: steps are as long as those of whole batches.
+        counts_for[drawn] = 1 / chance
+        # Their mean is about one: steps are as long as those of whole batches.
         counts_for *= len(rows) / count
         if weight is not None:
             counts_for *= weight
         return _chosen(rows, counts_for)
+
+
+def _drawn(leavers, rng):
+    """A quarter of the leavers, at regular steps from a random start.
+
+    Args:
+        leavers: Rows in ascending order of their scores.
+        rng: A `numpy.random.Generator`.
+
+    Returns:
+        What is drawn, and how likely each of it was to be.
+    """
+    count = math.ceil(FLOOR * len(leavers))
+    chance = np.linspace(1 + TILT, 1 - TILT, len(leavers))
+    chance *= count / max(chance.sum(), 1)
+    # Each of them has a stretch as long as it is likely.
+    ends = np.cumsum(chance)[:-1]
+    found = np.searchsorted(ends, rng.random() + np.arange(count), "right")
+    return leavers[found], chance[found]
 
 
 def _chosen(rows, weight):

@@ -1,5 +1,7 @@
 """Batches, labels and who goes up: the same whenever they are asked for."""
 
+import math
+
 import numpy as np
 import pytest
 from bundling import make_model
@@ -92,16 +94,20 @@ def test_forwarding():
     assert len(rows) == 25 and set(range(1, 40, 2)) <= set(rows)
     assert rows == sorted(rows)
     assert rows == choose("non_exited", 1, 5)[0]
-    assert rows != choose("non_exited", 1, 6)[0]
+    assert any(choose("non_exited", 1, i)[0] != rows for i in range(6, 12))
     assert choose("all", 1, 5) == everybody
     assert len(choose(0.3, 0, 5)[0]) == 12
+    # Nobody leaves.
+    stay = {name: values[1::2] for name, values in outputs.items()}
+    assert choose("non_exited", 1, 5, outputs=stay) == (everybody[0][:20], None)
     # However few there are, there is one, and it counts as it is.
     one = {name: values[:1] for name, values in outputs.items()}
     assert choose("non_exited", 1, 5, outputs=one) == ([0], None)
-    # Together they count as the batch does: each kind for as many as it had.
+    # Those who are drawn count for four on the whole, two and a half to ten.
     leave = np.array(rows) % 2 == 0
     assert weight.dtype == "float32"
-    np.testing.assert_allclose(weight[leave], 4 * 25 / 40, rtol=1e-6)
+    counts_for = weight[leave] * 40 / 25
+    assert 2.5 <= counts_for.min() < 4 < counts_for.max() <= 10
     np.testing.assert_allclose(weight[~leave], 25 / 40, rtol=1e-6)
     given = np.linspace(1, 3, 40).astype("float32")
     _, of_given = choose("non_exited", 1, 5, given)
@@ -111,17 +117,48 @@ def test_forwarding():
         np.testing.assert_array_equal(of_given, given[rows])
 
 
+def outputs_of_scores(scores):
+    """What an edge gives whose exit gives its class these probabilities."""
+    scores = np.asarray(scores)[:, None]
+    prediction = np.concatenate([scores, *[(1 - scores) / 3] * 3], axis=1)
+    return {
+        "exit_0": prediction.astype("float32"),
+        "exit_0_confidence": np.zeros((len(scores), 1), "float32"),
+        "feature": np.zeros((len(scores), 8), "float32"),
+    }
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 21, 40])
+def test_the_less_certain_of_the_leavers_are_likelier_to_go_up(count):
+    segment, _ = ee.split(make_model(policy="max_probability"))
+    segment.policy.threshold = 0.9
+    order = np.random.default_rng(0).permutation(count)
+    outputs = outputs_of_scores(0.91 + 0.08 * order / 40)
+    times, totals, tries = np.zeros(count), [], 2000
+    for sequence in range(tries):
+        rows, weight = Forwarding().choose(segment, outputs, None, 1, sequence)
+        assert len(rows) == len(set(rows)) == math.ceil(count / 4)
+        times[order[rows]] += 1
+        totals.append(len(rows) if weight is None else weight.sum())
+    if count == 1:
+        assert times[0] == tries
+        return
+    chance = np.linspace(1.6, 0.4, count) * math.ceil(count / 4) / count
+    error = np.sqrt(tries * chance * (1 - chance))
+    assert np.all(np.abs(times - tries * chance) < 5 * error)
+    # What each counts for is how seldom it is drawn.
+    error = np.std(totals) / np.sqrt(tries)
+    assert abs(np.mean(totals) - math.ceil(count / 4)) < 5 * error + 1e-5
+
+
 def test_loss_of_those_who_go_up_is_that_of_the_batch():
     """In expectation over who is drawn."""
     rng = np.random.default_rng(0)
     segment, _ = ee.split(make_model(policy="max_probability"))
-    prediction = np.where(rng.random((32, 1)) < 0.7, [[1, 0, 0, 0]], 0.25)
-    outputs = {
-        "exit_0": prediction.astype("float32"),
-        "exit_0_confidence": np.zeros((32, 1), "float32"),
-        "feature": np.zeros((32, 8), "float32"),
-    }
-    losses = rng.normal(size=32) + prediction[:, 0]
+    segment.policy.threshold = 0.6
+    scores = rng.uniform(0.3, 1, 32)
+    outputs = outputs_of_scores(scores)
+    losses = rng.normal(size=32) + 2 * scores
     found = []
     for sequence in range(500):
         rows, weight = Forwarding().choose(segment, outputs, None, 1, sequence)
@@ -129,7 +166,7 @@ def test_loss_of_those_who_go_up_is_that_of_the_batch():
         found.append(np.mean(losses[rows] * weight))
     error = np.std(found) / np.sqrt(len(found))
     assert abs(np.mean(found) - np.mean(losses)) < 4 * error
-    assert abs(np.mean(losses) - np.mean(losses[prediction[:, 0] < 1])) > 0.1
+    assert abs(np.mean(losses) - np.mean(losses[scores <= 0.6])) > 0.1
 
 
 @pytest.mark.parametrize("forward", ["exited", 0, 1.5, True, None])
