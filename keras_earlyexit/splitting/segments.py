@@ -126,7 +126,10 @@ class SegmentModel(keras.Model):
 
     @property
     def policy(self):
-        """How the exits of the whole model are scored."""
+        """How the exits of the whole model were scored when it was cut.
+
+        Made anew each time: thresholds are set on the model, before `split`.
+        """
         return policies.get(self.origin.policy)
 
     def agreement(self, position):
@@ -237,8 +240,7 @@ class SegmentModel(keras.Model):
             outputs: What the segment gave, a dict of arrays.
 
         Returns:
-            Dict of exit name to array (batch,), or (batch, ...) where each
-            position has a score of its own; in the order of the exits.
+            Dict of exit name to array (batch,), in the order of the exits.
         """
         policy, carry, found = self.policy, None, {}
         early = self.origin.exit_names[:-1]
@@ -264,7 +266,7 @@ class SegmentModel(keras.Model):
             scores: What `scores` gave for these, if that is known.
 
         Returns:
-            Array of booleans (batch,), or (batch, ...) as the scores are.
+            Array of booleans (batch,).
         """
         if scores is None:
             scores = self.scores(outputs)

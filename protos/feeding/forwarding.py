@@ -82,8 +82,8 @@ class Forwarding:
             drawn = rng.permutation(count)[: math.ceil(self._forward * count)]
             return _chosen(np.sort(drawn), weight)
         scores = segment.scores(outputs)
-        leaves = segment.leaving(outputs, scores).reshape(count, -1).all(-1)
-        last = scores[segment.exit_names[-1]].reshape(count, -1).min(-1)
+        leaves = segment.leaving(outputs, scores)
+        last = scores[segment.exit_names[-1]]
         leavers = np.flatnonzero(leaves)
         leavers = leavers[np.argsort(last[leavers], kind="stable")]
         drawn, chance = _drawn(leavers, rng)

@@ -132,6 +132,10 @@ def test_who_leaves():
         expected |= outputs[name].max(axis=-1) > thresholds[i]
     assert edge.policy.name == "max_probability"
     np.testing.assert_array_equal(edge.leaving(outputs), expected)
+    scores = edge.scores(outputs)
+    assert list(scores) == ["exit_0", "exit_1"]
+    assert [score.shape for score in scores.values()] == [(len(x),)] * 2
+    np.testing.assert_array_equal(edge.leaving(outputs, scores), expected)
 
 
 def test_saved_segment_goes_on_as_if_nothing_had_happened(tmp_path):

@@ -117,6 +117,13 @@ def test_forwarding():
         np.testing.assert_array_equal(of_given, given[rows])
 
 
+def edge(threshold):
+    """A segment with one exit; its policy is what the model's was."""
+    model = make_model()
+    model.policy.threshold = threshold
+    return ee.split(model)[0]
+
+
 def outputs_of_scores(scores):
     """What an edge gives whose exit gives its class these probabilities."""
     scores = np.asarray(scores)[:, None]
@@ -130,8 +137,7 @@ def outputs_of_scores(scores):
 
 @pytest.mark.parametrize("count", [1, 2, 5, 21, 40])
 def test_the_less_certain_of_the_leavers_are_likelier_to_go_up(count):
-    segment, _ = ee.split(make_model(policy="max_probability"))
-    segment.policy.threshold = 0.9
+    segment = edge(0.9)
     order = np.random.default_rng(0).permutation(count)
     outputs = outputs_of_scores(0.91 + 0.08 * order / 40)
     times, totals, tries = np.zeros(count), [], 2000
@@ -154,14 +160,15 @@ def test_the_less_certain_of_the_leavers_are_likelier_to_go_up(count):
 def test_loss_of_those_who_go_up_is_that_of_the_batch():
     """In expectation over who is drawn."""
     rng = np.random.default_rng(0)
-    segment, _ = ee.split(make_model(policy="max_probability"))
-    segment.policy.threshold = 0.6
+    segment = edge(0.6)
     scores = rng.uniform(0.3, 1, 32)
     outputs = outputs_of_scores(scores)
     losses = rng.normal(size=32) + 2 * scores
     found = []
     for sequence in range(500):
         rows, weight = Forwarding().choose(segment, outputs, None, 1, sequence)
+        leavers = np.sum(scores > 0.6)
+        assert len(rows) == 32 - leavers + math.ceil(leavers / 4)
         # As objectives and Keras take the mean.
         found.append(np.mean(losses[rows] * weight))
     error = np.std(found) / np.sqrt(len(found))
