@@ -60,11 +60,8 @@ class Paced:
     def settle(self):
         """From now on it sleeps."""
         low, high = SIZES
-        # Others only ever make a step longer: a low quartile is nearer to a
-        # core that nobody else uses than the median is.
         fast, slow = (
-            statistics.quantiles(self._seconds[rows][_WARM_UP:])[0]
-            for rows in SIZES
+            statistics.median(self._seconds[rows][_WARM_UP:]) for rows in SIZES
         )
         self._per_row = max(0.0, (slow - fast) / (high - low))
         self._fixed = slow - high * self._per_row
